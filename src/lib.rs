@@ -1,1 +1,4 @@
-
+//! dchan
+mod proto;
+mod raft;
+mod view;

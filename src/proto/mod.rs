@@ -1,0 +1,8 @@
+//! The wire protocol, generated from `proto/` by `tests/proto.rs`.
+
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod v1 {
+    include!("dchan.v1.rs");
+}
+
+pub(crate) use v1::*;

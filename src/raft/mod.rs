@@ -1,0 +1,3 @@
+mod state_machine;
+mod store;
+mod types;

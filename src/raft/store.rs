@@ -1,0 +1,433 @@
+//! What a node must still know after a crash, in redb: its identity, the Raft
+//! log, vote and committed index, and the last snapshot.
+//!
+//! A node without a data directory uses the same store over redb's in-memory
+//! backend.
+//!
+//! **Invariant: whatever Raft has been told is stored, is synced.** Every write
+//! is one transaction, committed with a sync before it is acknowledged; only
+//! the committed index, which Raft can find again, rides on the next one.
+
+use std::{fs, io, ops::RangeBounds, path::Path, sync::Arc};
+
+use openraft::{
+    AnyError, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogId, RaftLogReader,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    backends::InMemoryBackend,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::types::{
+    Entry, LogId, SnapshotMeta, StorageError, StorageIOError, TypeConfig, Vote,
+};
+use crate::view::NodeId;
+
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+
+const FORMAT: &str = "format";
+const NODE: &str = "node";
+const BOOT: &str = "boot";
+const VOTE: &str = "vote";
+const COMMITTED: &str = "committed";
+const PURGED: &str = "purged";
+const SNAPSHOT: &str = "snapshot";
+
+/// What this version writes. An older version refuses a newer format.
+const FORMAT_VERSION: u32 = 1;
+
+/// redb's page cache. The log is short and read mostly at its end.
+const CACHE_BYTES: usize = 4 << 20;
+
+/// Why the store cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Database(#[from] redb::Error),
+    #[error("another process has it open")]
+    InUse,
+    #[error("the value of {key:?} cannot be read: {source}")]
+    Damaged {
+        key: String,
+        source: rmp_serde::decode::Error,
+    },
+    #[error("a value cannot be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+    #[error("it was written in format {found}; this version reads up to {FORMAT_VERSION}")]
+    NewerFormat { found: u32 },
+}
+
+/// The redb errors that operations return all widen into `redb::Error`.
+macro_rules! from_redb {
+    ($($error:ty),*) => {$(
+        impl From<$error> for StoreError {
+            fn from(error: $error) -> Self {
+                Self::Database(error.into())
+            }
+        }
+    )*};
+}
+from_redb!(
+    redb::TransactionError,
+    redb::TableError,
+    redb::StorageError,
+    redb::CommitError,
+    redb::SetDurabilityError
+);
+
+impl From<redb::DatabaseError> for StoreError {
+    fn from(error: redb::DatabaseError) -> Self {
+        match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Self::InUse,
+            other => Self::Database(other.into()),
+        }
+    }
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone)]
+pub(crate) struct Store {
+    database: Arc<Database>,
+}
+
+/// Who the store says that the node is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredIdentity {
+    pub(crate) node: NodeId,
+    pub(crate) boot: u64,
+}
+
+impl Store {
+    /// Opens the store in a directory, which is created where it is missing,
+    /// and counts a new boot. Blocks on the disk.
+    pub(crate) fn open(data_dir: Option<&Path>) -> Result<(Self, StoredIdentity), StoreError> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = match data_dir {
+            Some(dir) => {
+                fs::create_dir_all(dir)?;
+                builder.create(dir.join("raft.redb"))?
+            }
+            None => builder.create_with_backend(InMemoryBackend::new())?,
+        };
+        let store = Self {
+            database: Arc::new(database),
+        };
+        let identity = store.boot()?;
+        store.check()?;
+        Ok((store, identity))
+    }
+
+    fn boot(&self) -> Result<StoredIdentity, StoreError> {
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(LOG)?;
+        let format = get(&transaction, FORMAT)?.unwrap_or(FORMAT_VERSION);
+        if format > FORMAT_VERSION {
+            return Err(StoreError::NewerFormat { found: format });
+        }
+        let node = match get(&transaction, NODE)? {
+            Some(node) => node,
+            // Nought is never drawn: on the wire it stands for "not set".
+            None => NodeId(rand::random_range(1..=u64::MAX)),
+        };
+        let boot = get::<u64>(&transaction, BOOT)?.unwrap_or(0) + 1;
+        put(&transaction, FORMAT, &FORMAT_VERSION)?;
+        put(&transaction, NODE, &node)?;
+        put(&transaction, BOOT, &boot)?;
+        transaction.commit()?;
+        Ok(StoredIdentity { node, boot })
+    }
+
+    /// Reads all that Raft will ask for, so that a damaged store is found at
+    /// the start and not by a Raft that stops later.
+    fn check(&self) -> Result<(), StoreError> {
+        self.get::<Vote>(VOTE)?;
+        self.get::<Option<LogId>>(COMMITTED)?;
+        self.get::<LogId>(PURGED)?;
+        self.snapshot()?;
+        self.entries(..)?;
+        Ok(())
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        let facts = self.database.begin_read()?.open_table(FACTS)?;
+        let value = facts.get(key)?;
+        value.map(|bytes| decode(key, bytes.value())).transpose()
+    }
+
+    fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, StoreError> {
+        let log = self.database.begin_read()?.open_table(LOG)?;
+        log.range(range)?
+            .map(|row| {
+                let (index, bytes) = row?;
+                decode(&format!("log entry {}", index.value()), bytes.value())
+            })
+            .collect()
+    }
+
+    fn last_entry(&self) -> Result<Option<Entry>, StoreError> {
+        let log = self.database.begin_read()?.open_table(LOG)?;
+        let last = log.last()?;
+        last.map(|(_, bytes)| decode("the last log entry", bytes.value()))
+            .transpose()
+    }
+
+    /// Runs a transaction on a thread that may block, and syncs it.
+    async fn write(
+        &self,
+        durability: Durability,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let database = self.database.clone();
+        let write = move || {
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(durability)?;
+            change(&transaction)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        match tokio::task::spawn_blocking(write).await {
+            Ok(result) => result,
+            Err(stopped) => Err(StoreError::Io(io::Error::other(stopped))),
+        }
+    }
+
+    /// The last snapshot: its description and what it holds.
+    pub(crate) fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
+        self.get(SNAPSHOT)
+    }
+
+    pub(crate) async fn save_snapshot(
+        &self,
+        meta: SnapshotMeta,
+        content: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        self.write(Durability::Immediate, move |transaction| {
+            put(transaction, SNAPSHOT, &(meta, content))
+        })
+        .await
+    }
+}
+
+fn get<T: DeserializeOwned>(
+    transaction: &WriteTransaction,
+    key: &str,
+) -> Result<Option<T>, StoreError> {
+    let facts = transaction.open_table(FACTS)?;
+    let value = facts.get(key)?;
+    value.map(|bytes| decode(key, bytes.value())).transpose()
+}
+
+fn put<T: Serialize>(
+    transaction: &WriteTransaction,
+    key: &str,
+    value: &T,
+) -> Result<(), StoreError> {
+    let bytes = rmp_serde::to_vec_named(value)?;
+    transaction.open_table(FACTS)?.insert(key, bytes.as_slice())?;
+    Ok(())
+}
+
+fn decode<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, StoreError> {
+    rmp_serde::from_slice(bytes).map_err(|source| StoreError::Damaged {
+        key: key.to_owned(),
+        source,
+    })
+}
+
+/// Tells openraft what failed. It stops the Raft of the node: one that cannot
+/// keep its promises must not go on making them.
+fn failed(subject: ErrorSubject<NodeId>, verb: ErrorVerb) -> impl Fn(StoreError) -> StorageError {
+    move |error| StorageIOError::new(subject.clone(), verb, AnyError::new(&error)).into()
+}
+
+pub(crate) fn snapshot_failed(verb: ErrorVerb) -> impl Fn(StoreError) -> StorageError {
+    failed(ErrorSubject::Snapshot(None), verb)
+}
+
+impl RaftLogReader<TypeConfig> for Store {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> Result<Vec<Entry>, StorageError>
+    where
+        R: RangeBounds<u64> + Clone + std::fmt::Debug + OptionalSend,
+    {
+        self.entries(range)
+            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Store {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
+        let failed = failed(ErrorSubject::Logs, ErrorVerb::Read);
+        let last_purged_log_id = self.get(PURGED).map_err(&failed)?;
+        let last = self.last_entry().map_err(&failed)?;
+        Ok(LogState {
+            last_purged_log_id,
+            last_log_id: last.map(|entry| *entry.get_log_id()).or(last_purged_log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let vote = *vote;
+        self.write(Durability::Immediate, move |transaction| {
+            put(transaction, VOTE, &vote)
+        })
+        .await
+        .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        self.get(VOTE)
+            .map_err(failed(ErrorSubject::Vote, ErrorVerb::Read))
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        self.write(Durability::None, move |transaction| {
+            put(transaction, COMMITTED, &committed)
+        })
+        .await
+        .map_err(failed(ErrorSubject::Store, ErrorVerb::Write))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        self.get(COMMITTED)
+            .map(Option::flatten)
+            .map_err(failed(ErrorSubject::Store, ErrorVerb::Read))
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: LogFlushed<TypeConfig>,
+    ) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let failed = failed(ErrorSubject::Logs, ErrorVerb::Write);
+        let rows = entries
+            .into_iter()
+            .map(|entry| Ok((entry.log_id.index, rmp_serde::to_vec_named(&entry)?)))
+            .collect::<Result<Vec<_>, StoreError>>()
+            .map_err(&failed)?;
+        self.write(Durability::Immediate, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            for (index, bytes) in &rows {
+                log.insert(index, bytes.as_slice())?;
+            }
+            Ok(())
+        })
+        .await
+        .map_err(&failed)?;
+        callback.log_io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        self.write(Durability::Immediate, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            log.retain_in(log_id.index.., |_, _| false)?;
+            Ok(())
+        })
+        .await
+        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        self.write(Durability::Immediate, move |transaction| {
+            put(transaction, PURGED, &log_id)?;
+            let mut log = transaction.open_table(LOG)?;
+            log.retain_in(..=log_id.index, |_, _| false)?;
+            Ok(())
+        })
+        .await
+        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::testing::{StoreBuilder, Suite};
+    use tempfile::TempDir;
+
+    use super::{super::state_machine::StateMachine, *};
+
+    struct OnDisk;
+    struct InMemory;
+
+    impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for OnDisk {
+        async fn build(&self) -> Result<(TempDir, Store, StateMachine), StorageError> {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, _) = Store::open(Some(dir.path())).unwrap();
+            let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
+            Ok((dir, store, state_machine))
+        }
+    }
+
+    impl StoreBuilder<TypeConfig, Store, StateMachine> for InMemory {
+        async fn build(&self) -> Result<((), Store, StateMachine), StorageError> {
+            let (store, _) = Store::open(None).unwrap();
+            let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
+            Ok(((), store, state_machine))
+        }
+    }
+
+    #[test]
+    fn the_store_on_disk_passes_the_suite_of_openraft() {
+        Suite::test_all(OnDisk).unwrap();
+    }
+
+    #[test]
+    fn the_store_in_memory_passes_the_suite_of_openraft() {
+        Suite::test_all(InMemory).unwrap();
+    }
+
+    #[test]
+    fn a_node_keeps_its_id_and_counts_its_boots() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, first) = Store::open(Some(dir.path())).unwrap();
+        drop(store);
+        let (_store, second) = Store::open(Some(dir.path())).unwrap();
+        assert_eq!(second.node, first.node);
+        assert_eq!(second.boot, first.boot + 1);
+    }
+
+    #[test]
+    fn a_store_that_is_open_elsewhere_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = Store::open(Some(dir.path())).unwrap();
+        assert!(matches!(
+            Store::open(Some(dir.path())),
+            Err(StoreError::InUse)
+        ));
+    }
+
+    #[test]
+    fn a_damaged_value_is_an_error_at_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(Some(dir.path())).unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        let garbage: &[u8] = b"\xc1garbage";
+        transaction
+            .open_table(LOG)
+            .unwrap()
+            .insert(7, garbage)
+            .unwrap();
+        transaction.commit().unwrap();
+        drop(store);
+        assert!(matches!(
+            Store::open(Some(dir.path())),
+            Err(StoreError::Damaged { key, .. }) if key == "log entry 7"
+        ));
+    }
+}
