@@ -1,4 +1,5 @@
 //! dchan
 mod proto;
 mod raft;
+mod transport;
 mod view;

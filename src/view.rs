@@ -50,6 +50,9 @@ pub(crate) struct Identity {
 /// A change to the view. Everything that Raft agrees on is one of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Command {
+    /// Tells this cluster from any other one of the same name. Only the first
+    /// one counts.
+    Form { formation: u64 },
     /// The node runs at this address. What its earlier boots had registered is
     /// gone, and so is any other node that was at the address.
     NodeUp {
@@ -91,6 +94,8 @@ pub(crate) struct Receivers {
 /// pointer.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct View {
+    /// A random number that the cluster drew when it was formed; nought before.
+    pub(crate) formation: u64,
     pub(crate) nodes: BTreeMap<NodeId, Member>,
     pub(crate) receivers: BTreeMap<Arc<str>, Arc<Receivers>>,
 }
@@ -99,6 +104,11 @@ impl View {
     /// Applies one command. Pure: the same on every node.
     pub(crate) fn apply(&mut self, command: &Command) {
         match command {
+            Command::Form { formation } => {
+                if self.formation == 0 {
+                    self.formation = *formation;
+                }
+            }
             Command::NodeUp {
                 node,
                 boot,
@@ -323,6 +333,9 @@ mod tests {
         let command = view.missing(NodeId(1), 1, &wanted).unwrap();
         view.apply(&command);
         assert_eq!(view.missing(NodeId(1), 1, &wanted), None);
-        assert_eq!(view.receivers.keys().map(|n| &**n).collect::<Vec<_>>(), ["new"]);
+        assert_eq!(
+            view.receivers.keys().map(|n| &**n).collect::<Vec<_>>(),
+            ["new"]
+        );
     }
 }

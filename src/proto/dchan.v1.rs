@@ -22,6 +22,9 @@ pub struct HelloReply {
     /// Addresses of the peers that the node has heard of.
     #[prost(string, repeated, tag = "5")]
     pub known: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Which forming of a cluster of that name it was, or nought.
+    #[prost(fixed64, tag = "6")]
+    pub formation: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FoundRequest {
@@ -51,6 +54,9 @@ pub struct SubmitRequest {
     /// Set by a follower that passes the request on, so that it takes one hop.
     #[prost(bool, tag = "4")]
     pub passed_on: bool,
+    /// The formation that the node belongs to; nought where it is new.
+    #[prost(fixed64, tag = "8")]
+    pub formation: u64,
     #[prost(oneof = "submit_request::Change", tags = "5, 6, 7")]
     pub change: ::core::option::Option<submit_request::Change>,
 }

@@ -1,3 +1,771 @@
+//! The control plane: the one module that knows openraft.
+//!
+//! [`RaftActor`] owns the Raft of a node. It is told what the node's inbox
+//! *wants* to receive through one watch and publishes what the cluster has
+//! *agreed* through another; in between it proposes until the two are equal.
+//! On the leader it also keeps the membership as `policy` wants it.
+
+mod formation;
+mod network;
+mod policy;
 mod state_machine;
 mod store;
 mod types;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::prelude::*;
+use bytes::Bytes;
+use openraft::{
+    BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy,
+    error::{ClientWriteError, RaftError},
+};
+use serde::Serialize;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout},
+};
+use tracing::{debug, info, warn};
+
+pub(crate) use self::{formation::OtherCluster, store::StoreError};
+use self::{
+    formation::{Formation, Way},
+    network::Network,
+    policy::{Change, Picture},
+    state_machine::StateMachine,
+    store::Store,
+    types::{Metrics, Raft},
+};
+use crate::{
+    proto::{
+        self, FoundReply, FoundRequest, HelloReply, SubmitReply, SubmitRequest, raft_request,
+        submit_reply::Outcome, submit_request,
+    },
+    transport::Connections,
+    view::{Command, Identity, NodeId, View},
+};
+
+/// Namespaces that a node wants to receive, with their types' labels.
+pub(crate) type Wanted = BTreeMap<Arc<str>, Arc<str>>;
+
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A follower stands for election after a silence drawn from this range.
+const ELECTION: std::ops::Range<Duration> = Duration::from_millis(750)..Duration::from_millis(1500);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a proposal may take to be agreed. What is cut off then may still
+/// be; every command is safe to propose again.
+const SUBMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the actor looks whether something is left to do that no event
+/// tells of: a proposal that failed, a learner that has caught up.
+const TICK: Duration = Duration::from_millis(100);
+/// After a proposal has been agreed, how long to wait for the node's own log to
+/// bring it before it is proposed again.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// A learner may vote once its log lacks at most this many entries.
+const CAUGHT_UP: u64 = 16;
+/// Entries between two snapshots, and kept after one for those who lag.
+const SNAPSHOT_EVERY: u64 = 2_000;
+const KEPT_AFTER_SNAPSHOT: u64 = 500;
+
+/// What a Raft is started from.
+pub(crate) struct Storage {
+    store: Store,
+    state_machine: StateMachine,
+    agreed: watch::Receiver<Arc<View>>,
+    pub(crate) node: NodeId,
+    pub(crate) boot: u64,
+}
+
+impl Storage {
+    /// Opens the storage and counts a new boot. Blocks on the disk.
+    pub(crate) fn open(data_dir: Option<&Path>) -> Result<Self, StoreError> {
+        let (store, identity) = Store::open(data_dir)?;
+        let (state_machine, agreed) = StateMachine::load(store.clone())?;
+        Ok(Self {
+            store,
+            state_machine,
+            agreed,
+            node: identity.node,
+            boot: identity.boot,
+        })
+    }
+
+    pub(crate) fn agreed(&self) -> watch::Receiver<Arc<View>> {
+        self.agreed.clone()
+    }
+}
+
+/// What the control plane knows of itself, for `Status`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) term: u64,
+    pub(crate) voters: BTreeSet<NodeId>,
+    pub(crate) learners: BTreeSet<NodeId>,
+    /// Set where the node cannot come to belong to the cluster of its peers.
+    pub(crate) refused: Option<Refusal>,
+}
+
+/// Why a node cannot belong to the cluster of its peers.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) peer: Arc<str>,
+    pub(crate) cluster: String,
+}
+
+/// The settings of the control plane.
+pub(crate) struct Settings {
+    pub(crate) me: Identity,
+    pub(crate) peers: Vec<Arc<str>>,
+    pub(crate) max_voters: usize,
+    pub(crate) connections: Connections,
+    pub(crate) wanted: watch::Receiver<Wanted>,
+    pub(crate) standing: watch::Sender<Standing>,
+}
+
+pub(crate) struct RaftActor {
+    me: Identity,
+    raft: Raft,
+    formation: Arc<Formation>,
+    max_voters: usize,
+    connections: Connections,
+    wanted: watch::Receiver<Wanted>,
+    agreed: watch::Receiver<Arc<View>>,
+    metrics: watch::Receiver<Metrics>,
+    standing: watch::Sender<Standing>,
+    /// How to propose: not before the node has found its cluster.
+    contacts: Option<Vec<Arc<str>>>,
+    /// A proposal of this node's own is under way.
+    proposing: bool,
+    /// The last one that was agreed, until its echo is due.
+    proposed: Option<(submit_request::Change, Instant)>,
+    /// A change of the membership is under way.
+    changing: bool,
+    /// The node is on its way out, and registers nothing any more.
+    leaving: bool,
+}
+
+impl RaftActor {
+    /// Starts Raft on what is stored, and the actor on the current arbiter.
+    pub(crate) async fn launch(
+        storage: Storage,
+        settings: Settings,
+    ) -> Result<Addr<Self>, StoreError> {
+        let agreed = storage.agreed.clone();
+        let network = Network {
+            cluster: settings.me.cluster.clone(),
+            connections: settings.connections.clone(),
+            agreed: agreed.clone(),
+        };
+        let raft = Raft::new(
+            settings.me.node,
+            Arc::new(config(&settings.me)),
+            network,
+            storage.store,
+            storage.state_machine,
+        )
+        .await
+        .map_err(|fatal| StoreError::Io(std::io::Error::other(fatal)))?;
+        let formed = raft.is_initialized().await;
+        let formed = formed.map_err(|fatal| StoreError::Io(std::io::Error::other(fatal)))?;
+
+        let formation = Formation::new(
+            settings.me.clone(),
+            &settings.peers,
+            settings.connections.clone(),
+        );
+        if formed {
+            formation.formed();
+        }
+        let actor = Self {
+            contacts: formed.then_some(settings.peers),
+            formation: Arc::new(formation),
+            me: settings.me,
+            max_voters: settings.max_voters,
+            connections: settings.connections,
+            wanted: settings.wanted,
+            metrics: raft.metrics(),
+            standing: settings.standing,
+            agreed,
+            raft,
+            proposing: false,
+            proposed: None,
+            changing: false,
+            leaving: false,
+        };
+        Ok(actor.start())
+    }
+
+    /// Looks for a cluster, where the node has none yet.
+    fn find_cluster(&self, ctx: &mut Context<Self>) {
+        let formation = self.formation.clone();
+        let (raft, me) = (self.raft.clone(), self.me.clone());
+        let found = async move {
+            let way = formation.find().await?;
+            if way == Way::Form {
+                let first = BasicNode::new(&me.address);
+                if let Err(error) = raft.initialize(BTreeMap::from([(me.node, first)])).await {
+                    warn!(node = %me.node, %error, "the cluster could not be formed");
+                }
+                info!(node = %me.node, cluster = %me.cluster, "formed the cluster");
+                formation.formed();
+            }
+            Ok(way)
+        };
+        ctx.spawn(found.into_actor(self).map(
+            |way: Result<Way, OtherCluster>, actor, _| match way {
+                Ok(Way::Form) => actor.contacts = Some(Vec::new()),
+                Ok(Way::Join(peer)) => {
+                    let mut contacts = vec![peer];
+                    contacts.extend(actor.formation.known());
+                    actor.contacts = Some(contacts);
+                }
+                Err(OtherCluster { peer, cluster }) => {
+                    actor.refuse(peer, cluster);
+                }
+            },
+        ));
+    }
+
+    fn refuse(&self, peer: Arc<str>, cluster: String) {
+        warn!(
+            node = %self.me.node,
+            cluster = %self.me.cluster,
+            %peer,
+            other = %cluster,
+            "a peer belongs to another cluster"
+        );
+        self.standing
+            .send_modify(|standing| standing.refused = Some(Refusal { peer, cluster }));
+    }
+
+    /// Does what is due. Called on every event, and on a tick.
+    fn turn(&mut self, ctx: &mut Context<Self>) {
+        self.publish_standing();
+        self.propose(ctx);
+        self.adjust_membership(ctx);
+    }
+
+    fn publish_standing(&self) {
+        let metrics = self.metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        if !voters.is_empty() {
+            self.formation.formed();
+        }
+        let learners: BTreeSet<NodeId> = membership.learner_ids().collect();
+        self.standing.send_if_modified(|standing| {
+            if standing.leader != metrics.current_leader {
+                match metrics.current_leader {
+                    Some(leader) => info!(
+                        node = %self.me.node, %leader, term = metrics.current_term, "leader changed"
+                    ),
+                    None => info!(node = %self.me.node, "the cluster has no leader"),
+                }
+            }
+            let changed = standing.leader != metrics.current_leader
+                || standing.term != metrics.current_term
+                || standing.voters != voters
+                || standing.learners != learners;
+            standing.leader = metrics.current_leader;
+            standing.term = metrics.current_term;
+            standing.voters = voters;
+            standing.learners = learners;
+            changed
+        });
+    }
+
+    fn leads(&self) -> bool {
+        self.metrics.borrow().state == ServerState::Leader
+    }
+
+    /// What this node has to have agreed next, if anything.
+    fn missing(&self) -> Option<submit_request::Change> {
+        let Identity { node, boot, .. } = self.me;
+        let view = self.agreed.borrow();
+        if self.leaving {
+            return None;
+        }
+        let up = view.nodes.get(&node);
+        if up.is_none_or(|up| up.boot != boot || up.address != self.me.address) {
+            let address = self.me.address.to_string();
+            return Some(submit_request::Change::Announce(proto::Announce {
+                address,
+            }));
+        }
+        match view.missing(node, boot, &self.wanted.borrow()) {
+            Some(Command::Receive {
+                register,
+                unregister,
+                ..
+            }) => Some(submit_request::Change::Receive(proto::Receive {
+                register: register
+                    .into_iter()
+                    .map(|(namespace, label)| proto::Registration {
+                        namespace: namespace.to_string(),
+                        label: label.to_string(),
+                    })
+                    .collect(),
+                unregister: unregister.iter().map(|name| name.to_string()).collect(),
+            })),
+            _ => None,
+        }
+    }
+
+    fn propose(&mut self, ctx: &mut Context<Self>) {
+        if self.proposing || self.contacts.is_none() {
+            return;
+        }
+        let Some(change) = self.missing() else {
+            self.proposed = None;
+            return;
+        };
+        if let Some((proposed, at)) = &self.proposed
+            && *proposed == change
+            && at.elapsed() < ECHO_TIMEOUT
+        {
+            return;
+        }
+        self.proposing = true;
+        let request = self.request(change.clone());
+        let reply = self.submitter().submit(request);
+        ctx.spawn(reply.into_actor(self).map(move |reply, actor, ctx| {
+            actor.proposing = false;
+            match reply.outcome() {
+                Outcome::Done => {
+                    actor.proposed = Some((change, Instant::now()));
+                    actor.turn(ctx);
+                }
+                Outcome::WrongCluster => actor.refuse("the leader".into(), reply.detail),
+                // The next tick tries again.
+                outcome => debug!(?outcome, detail = reply.detail, "a proposal failed"),
+            }
+        }));
+    }
+
+    fn request(&self, change: submit_request::Change) -> SubmitRequest {
+        SubmitRequest {
+            cluster: self.me.cluster.to_string(),
+            node: self.me.node.get(),
+            boot: self.me.boot,
+            passed_on: false,
+            formation: self.agreed.borrow().formation,
+            change: Some(change),
+        }
+    }
+
+    fn submitter(&self) -> Submitter {
+        Submitter {
+            me: self.me.clone(),
+            raft: self.raft.clone(),
+            metrics: self.metrics.clone(),
+            agreed: self.agreed.clone(),
+            connections: self.connections.clone(),
+            contacts: self.contacts.clone().unwrap_or_default(),
+        }
+    }
+
+    /// On the leader: makes the next change that the policy wants.
+    fn adjust_membership(&mut self, ctx: &mut Context<Self>) {
+        if self.changing || !self.leads() {
+            return;
+        }
+        let view = self.agreed.borrow().clone();
+        if view.formation == 0 {
+            self.changing = true;
+            let formation = rand::random_range(1..=u64::MAX);
+            let raft = self.raft.clone();
+            let form = async move { write(&raft, Command::Form { formation }).await };
+            ctx.spawn(form.into_actor(self).map(|_, actor, ctx| {
+                actor.changing = false;
+                actor.turn(ctx);
+            }));
+            return;
+        }
+        let picture = picture(&self.metrics.borrow(), &view, self.max_voters);
+        let Some(change) = policy::next_change(&picture) else {
+            return;
+        };
+        debug!(?change, "changing the membership");
+        let (members, retain) = match change {
+            Change::Add(node) => {
+                let address = &*view.nodes[&node].address;
+                let added = BTreeMap::from([(node, BasicNode::new(address))]);
+                (ChangeMembers::AddNodes(added), true)
+            }
+            Change::SetVoters(voters) => (ChangeMembers::ReplaceAllVoters(voters), true),
+            Change::Remove(node) => (ChangeMembers::RemoveNodes(BTreeSet::from([node])), true),
+        };
+        self.changing = true;
+        let raft = self.raft.clone();
+        let changed =
+            async move { timeout(SUBMIT_TIMEOUT, raft.change_membership(members, retain)).await };
+        ctx.spawn(changed.into_actor(self).map(|result, actor, ctx| {
+            actor.changing = false;
+            match result {
+                Ok(Ok(_)) => actor.turn(ctx),
+                // The next tick looks again.
+                Ok(Err(error)) => debug!(%error, "the membership was not changed"),
+                Err(_) => debug!("a change of the membership was not agreed in time"),
+            }
+        }));
+    }
+}
+
+fn config(me: &Identity) -> Config {
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    Config {
+        cluster_name: me.cluster.to_string(),
+        heartbeat_interval: millis(HEARTBEAT),
+        election_timeout_min: millis(ELECTION.start),
+        election_timeout_max: millis(ELECTION.end),
+        install_snapshot_timeout: millis(SNAPSHOT_TIMEOUT),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        replication_lag_threshold: SNAPSHOT_EVERY * 2,
+        max_in_snapshot_log_to_keep: KEPT_AFTER_SNAPSHOT,
+        ..Config::default()
+    }
+}
+
+fn picture(metrics: &Metrics, view: &View, cap: usize) -> Picture {
+    let membership = metrics.membership_config.membership();
+    let last = metrics.last_log_index.unwrap_or(0);
+    let replicated = metrics.replication.iter().flatten();
+    Picture {
+        leader: metrics.id,
+        voters: membership.voter_ids().collect(),
+        learners: membership.learner_ids().collect(),
+        up: view.nodes.keys().copied().collect(),
+        caught_up: replicated
+            .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
+            .map(|(node, _)| *node)
+            .collect(),
+        cap,
+    }
+}
+
+/// Proposes a command on the leader and waits until it is applied there.
+async fn write(raft: &Raft, command: Command) -> SubmitReply {
+    match timeout(SUBMIT_TIMEOUT, raft.client_write(command)).await {
+        Ok(Ok(_)) => reply(Outcome::Done, ""),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+            reply(Outcome::NoLeader, "")
+        }
+        Ok(Err(error)) => reply(Outcome::NoLeader, error.to_string()),
+        Err(_) => reply(Outcome::TimedOut, "no quorum answered in time"),
+    }
+}
+
+fn reply(outcome: Outcome, detail: impl Into<String>) -> SubmitReply {
+    SubmitReply {
+        outcome: outcome.into(),
+        detail: detail.into(),
+    }
+}
+
+/// Brings a proposal to the leader.
+struct Submitter {
+    me: Identity,
+    raft: Raft,
+    metrics: watch::Receiver<Metrics>,
+    agreed: watch::Receiver<Arc<View>>,
+    connections: Connections,
+    contacts: Vec<Arc<str>>,
+}
+
+impl Submitter {
+    /// Handles it if this node leads; hands it to the leader if that is known,
+    /// unless somebody else has done so already; and else, for a proposal of
+    /// this node's own, asks whoever it knows to pass it on.
+    async fn submit(self, mut request: SubmitRequest) -> SubmitReply {
+        if *request.cluster != *self.me.cluster {
+            return reply(Outcome::WrongCluster, &*self.me.cluster);
+        }
+        let own = request.node == self.me.node.get();
+        let leader = self.metrics.borrow().current_leader;
+        if leader == Some(self.me.node) {
+            return self.lead(request).await;
+        }
+        if let Some(address) = leader.and_then(|leader| self.address_of(leader))
+            && !request.passed_on
+        {
+            request.passed_on = true;
+            let answer = self.ask(&address, request.clone()).await;
+            if answer.outcome() != Outcome::NoLeader || !own {
+                return answer;
+            }
+        }
+        if own {
+            request.passed_on = false;
+            for contact in self.contacts_in_turn() {
+                let answer = self.ask(&contact, request.clone()).await;
+                if answer.outcome() != Outcome::NoLeader {
+                    return answer;
+                }
+            }
+        }
+        reply(Outcome::NoLeader, "no node is known to lead")
+    }
+
+    fn contacts_in_turn(&self) -> BTreeSet<Arc<str>> {
+        let view = self.agreed.borrow();
+        let members = view.nodes.values().map(|member| member.address.clone());
+        let mut contacts: BTreeSet<_> = members.chain(self.contacts.iter().cloned()).collect();
+        contacts.remove(&self.me.address);
+        contacts
+    }
+
+    fn address_of(&self, node: NodeId) -> Option<Arc<str>> {
+        let view = self.agreed.borrow();
+        if let Some(member) = view.nodes.get(&node) {
+            return Some(member.address.clone());
+        }
+        let metrics = self.metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        membership
+            .get_node(&node)
+            .map(|node| node.addr.as_str().into())
+    }
+
+    async fn ask(&self, address: &Arc<str>, request: SubmitRequest) -> SubmitReply {
+        let Ok(mut peer) = self.connections.peer(address) else {
+            return reply(Outcome::NoLeader, format!("{address} is not an address"));
+        };
+        match timeout(SUBMIT_TIMEOUT, peer.submit(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => reply(Outcome::NoLeader, status.to_string()),
+            Err(_) => reply(
+                Outcome::TimedOut,
+                format!("{address} did not answer in time"),
+            ),
+        }
+    }
+
+    async fn lead(&self, request: SubmitRequest) -> SubmitReply {
+        let formation = self.agreed.borrow().formation;
+        if request.formation != 0 && request.formation != formation {
+            return reply(
+                Outcome::WrongCluster,
+                format!("{} (of the same name, formed apart)", self.me.cluster),
+            );
+        }
+        let (node, boot) = (NodeId(request.node), request.boot);
+        let command = match request.change {
+            Some(submit_request::Change::Announce(announce)) => {
+                if let Err(error) = crate::transport::check_address(&announce.address) {
+                    return reply(Outcome::Invalid, error.to_string());
+                }
+                let address = announce.address.into();
+                Command::NodeUp {
+                    node,
+                    boot,
+                    address,
+                }
+            }
+            Some(submit_request::Change::Receive(receive)) => Command::Receive {
+                node,
+                boot,
+                register: receive
+                    .register
+                    .into_iter()
+                    .map(|registration| (registration.namespace.into(), registration.label.into()))
+                    .collect(),
+                unregister: receive.unregister.into_iter().map(Arc::from).collect(),
+            },
+            Some(submit_request::Change::Leave(_)) => Command::NodeDown { node, boot },
+            None => return reply(Outcome::Invalid, "it asks for nothing that is known here"),
+        };
+        write(&self.raft, command).await
+    }
+}
+
+impl Actor for RaftActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if self.contacts.is_none() {
+            self.find_cluster(ctx);
+        }
+        ctx.add_stream(changes(self.wanted.clone()));
+        ctx.add_stream(changes(self.agreed.clone()));
+        ctx.add_stream(changes(self.metrics.clone()));
+        ctx.run_interval(TICK, |actor, ctx| actor.turn(ctx));
+    }
+}
+
+/// Something that the actor watches has changed.
+struct Changed;
+
+fn changes<T: Send + Sync + 'static>(receiver: watch::Receiver<T>) -> impl Stream<Item = Changed> {
+    futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.changed().await.ok()?;
+        Some((Changed, receiver))
+    })
+}
+
+impl StreamHandler<Changed> for RaftActor {
+    fn handle(&mut self, _: Changed, ctx: &mut Self::Context) {
+        self.turn(ctx);
+    }
+
+    /// The watches end with the node; the actor is stopped by message.
+    fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+/// A peer looks for its cluster.
+#[derive(Message)]
+#[rtype(result = "HelloReply")]
+pub(crate) struct Hello;
+
+impl Handler<Hello> for RaftActor {
+    type Result = MessageResult<Hello>;
+
+    fn handle(&mut self, _: Hello, _: &mut Self::Context) -> Self::Result {
+        let formation = self.agreed.borrow().formation;
+        MessageResult(self.formation.hello(formation))
+    }
+}
+
+/// A peer asks for leave to form the cluster.
+#[derive(Message)]
+#[rtype(result = "FoundReply")]
+pub(crate) struct Found(pub(crate) FoundRequest);
+
+impl Handler<Found> for RaftActor {
+    type Result = MessageResult<Found>;
+
+    fn handle(&mut self, Found(request): Found, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.formation.found(&request))
+    }
+}
+
+/// A peer's proposal.
+#[derive(Message)]
+#[rtype(result = "SubmitReply")]
+pub(crate) struct Submit(pub(crate) SubmitRequest);
+
+impl Handler<Submit> for RaftActor {
+    type Result = ResponseFuture<SubmitReply>;
+
+    fn handle(&mut self, Submit(request): Submit, _: &mut Self::Context) -> Self::Result {
+        Box::pin(self.submitter().submit(request))
+    }
+}
+
+/// One Raft RPC, in MessagePack both ways.
+#[derive(Message)]
+#[rtype(result = "Result<Bytes, RpcError>")]
+pub(crate) struct Rpc {
+    pub(crate) kind: raft_request::Kind,
+    pub(crate) body: Bytes,
+}
+
+/// Why a Raft RPC could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RpcError {
+    #[error("this version knows no such Raft RPC")]
+    UnknownKind,
+    #[error("the Raft RPC cannot be read: {0}")]
+    Decode(#[from] rmp_serde::decode::Error),
+    #[error("the answer cannot be encoded: {0}")]
+    Encode(#[from] rmp_serde::encode::Error),
+}
+
+impl Handler<Rpc> for RaftActor {
+    type Result = ResponseFuture<Result<Bytes, RpcError>>;
+
+    fn handle(&mut self, Rpc { kind, body }: Rpc, _: &mut Self::Context) -> Self::Result {
+        let raft = self.raft.clone();
+        Box::pin(async move {
+            match kind {
+                raft_request::Kind::Append => {
+                    encoded(&raft.append_entries(rmp_serde::from_slice(&body)?).await)
+                }
+                raft_request::Kind::Vote => {
+                    encoded(&raft.vote(rmp_serde::from_slice(&body)?).await)
+                }
+                raft_request::Kind::Snapshot => {
+                    encoded(&raft.install_snapshot(rmp_serde::from_slice(&body)?).await)
+                }
+                raft_request::Kind::Unspecified => Err(RpcError::UnknownKind),
+            }
+        })
+    }
+}
+
+fn encoded(result: &impl Serialize) -> Result<Bytes, RpcError> {
+    Ok(rmp_serde::to_vec_named(result)?.into())
+}
+
+/// Takes the node out of the cluster. Answers when the cluster can do without
+/// it, or when it is clear that this cannot be agreed now.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct LeaveCluster;
+
+impl Handler<LeaveCluster> for RaftActor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: LeaveCluster, ctx: &mut Self::Context) -> Self::Result {
+        self.leaving = true;
+        let (done, left) = oneshot::channel();
+        if self.contacts.is_some() {
+            ctx.spawn(self.leave().into_actor(self).map(|(), _, _| {
+                let _ = done.send(());
+            }));
+        }
+        Box::pin(async move {
+            let _ = left.await;
+        })
+    }
+}
+
+impl RaftActor {
+    fn leave(&self) -> impl Future<Output = ()> + use<> {
+        let request = self.request(submit_request::Change::Leave(proto::Leave {}));
+        let submitter = self.submitter();
+        let (node, mut metrics) = (self.me.node, self.metrics.clone());
+        let agreed = self.agreed.clone();
+        async move {
+            let alone = agreed.borrow().nodes.keys().all(|other| *other == node);
+            if submitter.submit(request).await.outcome() != Outcome::Done || alone {
+                return;
+            }
+            // A voter has to stay until the others can decide without it.
+            let replaced = metrics.wait_for(|metrics| {
+                let membership = metrics.membership_config.membership();
+                let votes = membership.voter_ids().any(|voter| voter == node);
+                !votes && !membership.is_in_joint_consensus()
+            });
+            if timeout(SUBMIT_TIMEOUT, replaced).await.is_err() {
+                warn!(%node, "left without having been replaced as a voter");
+            }
+        }
+    }
+}
+
+/// Stops Raft and the actor.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopRaft;
+
+impl Handler<StopRaft> for RaftActor {
+    type Result = AtomicResponse<Self, ()>;
+
+    fn handle(&mut self, _: StopRaft, _: &mut Self::Context) -> Self::Result {
+        let raft = self.raft.clone();
+        let stopped = async move {
+            if let Err(error) = raft.shutdown().await {
+                warn!(%error, "Raft had failed before it was stopped");
+            }
+        };
+        AtomicResponse::new(Box::pin(
+            stopped.into_actor(self).map(|(), _, ctx| ctx.stop()),
+        ))
+    }
+}

@@ -95,8 +95,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     changed = true;
                 }
                 EntryPayload::Membership(membership) => {
-                    self.applied.membership =
-                        StoredMembership::new(Some(entry.log_id), membership);
+                    self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                 }
             }
             results.push(());

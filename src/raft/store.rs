@@ -20,9 +20,7 @@ use redb::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::types::{
-    Entry, LogId, SnapshotMeta, StorageError, StorageIOError, TypeConfig, Vote,
-};
+use super::types::{Entry, LogId, SnapshotMeta, StorageError, StorageIOError, TypeConfig, Vote};
 use crate::view::NodeId;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -229,7 +227,9 @@ fn put<T: Serialize>(
     value: &T,
 ) -> Result<(), StoreError> {
     let bytes = rmp_serde::to_vec_named(value)?;
-    transaction.open_table(FACTS)?.insert(key, bytes.as_slice())?;
+    transaction
+        .open_table(FACTS)?
+        .insert(key, bytes.as_slice())?;
     Ok(())
 }
 

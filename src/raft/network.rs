@@ -1,0 +1,134 @@
+//! Raft's RPCs to other nodes, over the connections that everything shares.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use openraft::{
+    AnyError, BasicNode, RaftNetwork, RaftNetworkFactory,
+    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
+    network::RPCOption,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest,
+        InstallSnapshotResponse, VoteRequest, VoteResponse,
+    },
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
+
+use super::types::TypeConfig;
+use crate::{
+    proto::{RaftRequest, raft_request::Kind},
+    transport::Connections,
+    view::{NodeId, View},
+};
+
+pub(crate) struct Network {
+    pub(crate) cluster: Arc<str>,
+    pub(crate) connections: Connections,
+    /// Says where a node is now; the membership, where it was when it joined.
+    pub(crate) agreed: watch::Receiver<Arc<View>>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
+        Connection {
+            cluster: self.cluster.clone(),
+            connections: self.connections.clone(),
+            agreed: self.agreed.clone(),
+            target,
+            joined_at: node.addr.as_str().into(),
+        }
+    }
+}
+
+pub(crate) struct Connection {
+    cluster: Arc<str>,
+    connections: Connections,
+    agreed: watch::Receiver<Arc<View>>,
+    target: NodeId,
+    joined_at: Arc<str>,
+}
+
+type Failure<E> = RPCError<NodeId, BasicNode, RaftError<NodeId, E>>;
+
+impl Connection {
+    fn address(&self) -> Arc<str> {
+        let view = self.agreed.borrow();
+        let member = view.nodes.get(&self.target);
+        member
+            .map_or(&self.joined_at, |member| &member.address)
+            .clone()
+    }
+
+    async fn call<Request, Response, E>(
+        &self,
+        kind: Kind,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, Failure<E>>
+    where
+        Request: Serialize,
+        Response: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let mut peer = self
+            .connections
+            .peer(&self.address())
+            .map_err(|error| Unreachable::new(&error))?;
+        let body = rmp_serde::to_vec_named(request).map_err(|error| NetworkError::new(&error))?;
+        let request = RaftRequest {
+            cluster: self.cluster.to_string(),
+            target: self.target.get(),
+            kind: kind.into(),
+            body: body.into(),
+        };
+        let reply = within(timeout, peer.raft(request)).await?;
+        let result: Result<Response, RaftError<NodeId, E>> =
+            rmp_serde::from_slice(&reply.into_inner().body)
+                .map_err(|error| NetworkError::new(&error))?;
+        result.map_err(|error| RemoteError::new(self.target, error).into())
+    }
+}
+
+/// What is not answered in time may be because the peer is down: openraft backs
+/// off from `Unreachable`, and not from the other errors.
+async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<T, tonic::Status>>,
+) -> Result<T, Unreachable> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(status)) => Err(Unreachable::new(&status)),
+        Err(elapsed) => Err(Unreachable::from(AnyError::new(&elapsed))),
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Connection {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
+        self.call(Kind::Append, &request, option.hard_ttl()).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<
+        InstallSnapshotResponse<NodeId>,
+        RPCError<NodeId, BasicNode, RaftError<NodeId, InstallSnapshotError>>,
+    > {
+        self.call(Kind::Snapshot, &request, option.hard_ttl()).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<NodeId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
+        self.call(Kind::Vote, &request, option.hard_ttl()).await
+    }
+}

@@ -1,0 +1,160 @@
+//! Who votes: pure decisions over a picture of the cluster.
+
+use std::collections::BTreeSet;
+
+use crate::view::NodeId;
+
+/// What the leader sees when it looks at the membership.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Picture {
+    pub(crate) leader: NodeId,
+    pub(crate) voters: BTreeSet<NodeId>,
+    pub(crate) learners: BTreeSet<NodeId>,
+    /// Nodes that are up in the view.
+    pub(crate) up: BTreeSet<NodeId>,
+    /// Learners whose log has caught up with the leader's.
+    pub(crate) caught_up: BTreeSet<NodeId>,
+    /// The most voters there may be.
+    pub(crate) cap: usize,
+}
+
+/// One change of the membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Take in a node that is up as a learner.
+    Add(NodeId),
+    /// Let exactly these vote. The others stay as learners.
+    SetVoters(BTreeSet<NodeId>),
+    /// Forget a learner that is gone.
+    Remove(NodeId),
+}
+
+/// The next change, if any is due.
+///
+/// Everybody who is up is a member; the voters are the largest odd number of
+/// them up to the cap, for an even one tolerates no more failures and needs one
+/// more vote. Whoever votes keeps its vote while it is up.
+pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
+    let Picture {
+        voters, learners, ..
+    } = picture;
+    let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
+    if let Some(node) = picture.up.iter().find(|node| !is_member(node)) {
+        return Some(Change::Add(*node));
+    }
+    let due = due_voters(picture);
+    if !due.is_empty() && due != *voters {
+        return Some(Change::SetVoters(due));
+    }
+    let gone = learners.iter().find(|node| !picture.up.contains(node));
+    gone.map(|node| Change::Remove(*node))
+}
+
+fn due_voters(picture: &Picture) -> BTreeSet<NodeId> {
+    let mut candidates: Vec<NodeId> = picture
+        .voters
+        .iter()
+        .chain(picture.learners.intersection(&picture.caught_up))
+        .filter(|node| picture.up.contains(node))
+        .copied()
+        .collect();
+    // The leader first: nobody has to be elected in its place.
+    candidates.sort_by_key(|node| {
+        (
+            *node != picture.leader,
+            !picture.voters.contains(node),
+            *node,
+        )
+    });
+    let count = largest_odd(candidates.len().min(picture.cap));
+    candidates.into_iter().take(count).collect()
+}
+
+fn largest_odd(most: usize) -> usize {
+    if most.is_multiple_of(2) {
+        most.saturating_sub(1)
+    } else {
+        most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(ids: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
+        ids.into_iter().map(NodeId).collect()
+    }
+
+    fn picture(
+        voters: impl IntoIterator<Item = u64>,
+        learners: impl IntoIterator<Item = u64>,
+    ) -> Picture {
+        let (voters, learners) = (nodes(voters), nodes(learners));
+        Picture {
+            leader: *voters.first().unwrap(),
+            up: voters.union(&learners).copied().collect(),
+            caught_up: learners.clone(),
+            voters,
+            learners,
+            cap: 5,
+        }
+    }
+
+    #[test]
+    fn a_node_that_comes_up_is_taken_in_as_a_learner() {
+        let mut picture = picture([1], []);
+        picture.up.insert(NodeId(2));
+        assert_eq!(next_change(&picture), Some(Change::Add(NodeId(2))));
+    }
+
+    #[test]
+    fn the_voters_are_the_largest_odd_number_up_to_the_cap() {
+        assert_eq!(next_change(&picture([1], [2])), None);
+        assert_eq!(
+            next_change(&picture([1], [2, 3])),
+            Some(Change::SetVoters(nodes([1, 2, 3])))
+        );
+        assert_eq!(next_change(&picture([1, 2, 3], [4])), None);
+        assert_eq!(
+            next_change(&picture([1, 2, 3], 4..20)),
+            Some(Change::SetVoters(nodes([1, 2, 3, 4, 5])))
+        );
+        assert_eq!(next_change(&picture([1, 2, 3, 4, 5], 6..20)), None);
+    }
+
+    #[test]
+    fn a_learner_that_lags_is_not_promoted() {
+        let mut picture = picture([1], [2, 3]);
+        picture.caught_up.remove(&NodeId(3));
+        assert_eq!(next_change(&picture), None);
+    }
+
+    #[test]
+    fn a_voter_that_is_gone_is_replaced_and_then_forgotten() {
+        let mut replaced = picture([1, 2, 3], [4]);
+        replaced.up.remove(&NodeId(2));
+        assert_eq!(
+            next_change(&replaced),
+            Some(Change::SetVoters(nodes([1, 3, 4])))
+        );
+
+        let mut forgotten = picture([1, 3, 4], [2]);
+        forgotten.up.remove(&NodeId(2));
+        assert_eq!(next_change(&forgotten), Some(Change::Remove(NodeId(2))));
+    }
+
+    #[test]
+    fn a_leader_that_leaves_hands_its_vote_over() {
+        let mut picture = picture([1], [2]);
+        picture.up.remove(&NodeId(1));
+        assert_eq!(next_change(&picture), Some(Change::SetVoters(nodes([2]))));
+    }
+
+    #[test]
+    fn when_nobody_is_up_nothing_changes() {
+        let mut picture = picture([1, 2, 3], []);
+        picture.up.clear();
+        assert_eq!(next_change(&picture), None);
+    }
+}
