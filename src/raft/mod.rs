@@ -24,6 +24,7 @@ use bytes::Bytes;
 use openraft::{
     BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy,
     error::{ClientWriteError, RaftError},
+    raft::AppendEntriesResponse,
 };
 use serde::Serialize;
 use tokio::{
@@ -107,6 +108,8 @@ pub(crate) struct Standing {
     pub(crate) term: u64,
     pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) learners: BTreeSet<NodeId>,
+    /// When a leader with a quorum was last heard of.
+    pub(crate) heard: Option<Instant>,
     /// Set where the node cannot come to belong to the cluster of its peers.
     pub(crate) refused: Option<Refusal>,
 }
@@ -138,6 +141,8 @@ pub(crate) struct RaftActor {
     agreed: watch::Receiver<Arc<View>>,
     metrics: watch::Receiver<Metrics>,
     standing: watch::Sender<Standing>,
+    /// When a leader's entries were last taken.
+    heard_leader: watch::Sender<Option<Instant>>,
     /// How to propose: not before the node has found its cluster.
     contacts: Option<Vec<Arc<str>>>,
     /// A proposal of this node's own is under way.
@@ -191,6 +196,7 @@ impl RaftActor {
             wanted: settings.wanted,
             metrics: raft.metrics(),
             standing: settings.standing,
+            heard_leader: watch::Sender::new(None),
             agreed,
             raft,
             proposing: false,
@@ -259,6 +265,11 @@ impl RaftActor {
             self.formation.formed();
         }
         let learners: BTreeSet<NodeId> = membership.learner_ids().collect();
+        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
+        let heard = match acknowledged {
+            Some(ago) => Instant::now().checked_sub(ago),
+            None => *self.heard_leader.borrow(),
+        };
         self.standing.send_if_modified(|standing| {
             if standing.leader != metrics.current_leader {
                 match metrics.current_leader {
@@ -276,6 +287,7 @@ impl RaftActor {
             standing.term = metrics.current_term;
             standing.voters = voters;
             standing.learners = learners;
+            standing.heard = heard.or(standing.heard);
             changed
         });
     }
@@ -681,10 +693,15 @@ impl Handler<Rpc> for RaftActor {
 
     fn handle(&mut self, Rpc { kind, body }: Rpc, _: &mut Self::Context) -> Self::Result {
         let raft = self.raft.clone();
+        let heard_leader = self.heard_leader.clone();
         Box::pin(async move {
             match kind {
                 raft_request::Kind::Append => {
-                    encoded(&raft.append_entries(rmp_serde::from_slice(&body)?).await)
+                    let result = raft.append_entries(rmp_serde::from_slice(&body)?).await;
+                    if matches!(result, Ok(AppendEntriesResponse::Success)) {
+                        heard_leader.send_replace(Some(Instant::now()));
+                    }
+                    encoded(&result)
                 }
                 raft_request::Kind::Vote => {
                     encoded(&raft.vote(rmp_serde::from_slice(&body)?).await)
@@ -740,7 +757,7 @@ impl RaftActor {
             let replaced = metrics.wait_for(|metrics| {
                 let membership = metrics.membership_config.membership();
                 let votes = membership.voter_ids().any(|voter| voter == node);
-                !votes && !membership.is_in_joint_consensus()
+                !votes && membership.get_joint_config().len() == 1
             });
             if timeout(SUBMIT_TIMEOUT, replaced).await.is_err() {
                 warn!(%node, "left without having been replaced as a voter");

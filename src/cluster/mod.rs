@@ -1,0 +1,448 @@
+//! A node and the handle to it: the one place that wires the parts together.
+
+mod node;
+
+use std::{
+    any::{Any, type_name},
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+};
+
+use actix::{Actor, Context, Recipient};
+use actix_rt::{ArbiterHandle, System};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::{
+    builder::{Builder, Runtime, Settings, config},
+    error::{NamespaceError, ShutdownError, StartError},
+    inbox::Inbox,
+    link::Links,
+    mailbox::{self, AnyOutbox, Mailbox, Outbox, Place},
+    message::{RemoteMessage, label},
+    namespace::{Core, Namespace},
+    raft::Standing,
+    status::{Counters, Status},
+    view::{Identity, View},
+};
+
+const LONGEST_NAME: usize = 255;
+
+/// A node of a cluster.
+///
+/// It is cheap to clone. When the last clone and the last
+/// [`Namespace`](crate::Namespace) are dropped, the node stops at once, as if it
+/// had crashed; use [`shutdown`](Self::shutdown) to leave in order.
+#[derive(Clone)]
+pub struct Cluster {
+    handle: Arc<Handle>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("node", &self.handle.node.me.node)
+            .field("address", &self.handle.node.me.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Keeps a node running. Dropping the last one stops it.
+pub(crate) struct Handle {
+    node: Arc<Node>,
+    commands: mpsc::UnboundedSender<Shutdown>,
+    /// Where the node has its own.
+    thread: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// A request to leave in order. Answered when the node has stopped.
+struct Shutdown {
+    done: oneshot::Sender<Result<(), ShutdownError>>,
+}
+
+/// What the parts of a node share.
+pub(crate) struct Node {
+    me: Identity,
+    settings: Settings,
+    arbiter: ArbiterHandle,
+    inbox: Arc<Inbox>,
+    links: Arc<Links>,
+    agreed: watch::Receiver<Arc<View>>,
+    standing: watch::Receiver<Standing>,
+    counters: Arc<Counters>,
+    namespaces: Mutex<HashMap<Arc<str>, Entry>>,
+    /// Ends everything.
+    stop: CancellationToken,
+}
+
+/// A namespace that is in use on this node.
+struct Entry {
+    type_name: &'static str,
+    label: Arc<str>,
+    /// The `Arc<Core<M>>`.
+    core: Box<dyn Any + Send>,
+    outbox: Arc<dyn AnyOutbox>,
+    mailbox: Recipient<mailbox::Stop>,
+}
+
+impl Cluster {
+    /// Sets up a node that listens on `addr`, as `host:port`. Port 0 has the
+    /// system choose a free one.
+    ///
+    /// ```
+    /// # #[actix::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dchan::Cluster;
+    ///
+    /// let first = Cluster::builder("127.0.0.1:0").start().await?;
+    /// let second = Cluster::builder("127.0.0.1:0")
+    ///     .peers([first.status().address])
+    ///     .start()
+    ///     .await?;
+    /// assert_eq!(second.status().nodes.len(), 2);
+    ///
+    /// second.shutdown().await?;
+    /// first.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder(addr: impl Into<String>) -> Builder {
+        Builder::new(addr.into())
+    }
+
+    /// The channel with this name, for messages of this type.
+    ///
+    /// # Panics
+    ///
+    /// If the name is empty or longer than 255 bytes, or if it is in use on this
+    /// node with another type. [`try_namespace`](Self::try_namespace) returns an
+    /// error instead.
+    pub fn namespace<M: RemoteMessage>(&self, name: &str) -> Namespace<M> {
+        match self.try_namespace(name) {
+            Ok(namespace) => namespace,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The channel with this name, for messages of this type.
+    ///
+    /// # Errors
+    ///
+    /// If the name is empty or longer than 255 bytes, or if it is in use on this
+    /// node with another type.
+    pub fn try_namespace<M: RemoteMessage>(
+        &self,
+        name: &str,
+    ) -> Result<Namespace<M>, NamespaceError> {
+        self.try_namespace_labelled(name, &label::<M>())
+    }
+
+    /// The same, with a label of your choice for the type.
+    ///
+    /// Nodes compare the labels of their types, so that no message reaches a
+    /// handler that means something else by it. By default it is the name of
+    /// the type without its module paths; say another one where a type was
+    /// renamed and nodes of both versions run.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_namespace`](Self::try_namespace); also if the name is in use on
+    /// this node with another label.
+    pub fn try_namespace_labelled<M: RemoteMessage>(
+        &self,
+        name: &str,
+        label: &str,
+    ) -> Result<Namespace<M>, NamespaceError> {
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            let name = name.to_owned();
+            return Err(NamespaceError::InvalidName { name });
+        }
+        let core = self.handle.node.core(name, label)?;
+        Ok(Namespace::new(core, self.handle.clone()))
+    }
+
+    /// What the node knows of itself and its cluster.
+    pub fn status(&self) -> Status {
+        self.handle.node.status()
+    }
+
+    /// Resolves when the node belongs to a cluster. [`Builder::start`] has
+    /// waited for that already.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::NotJoined`] after the builder's
+    /// [`join_timeout`](Builder::join_timeout), after which the node goes on
+    /// trying, and [`StartError::OtherCluster`].
+    pub async fn joined(&self) -> Result<(), StartError> {
+        let node = &self.handle.node;
+        let (mut agreed, mut standing) = (node.agreed.clone(), node.standing.clone());
+        let up = agreed.wait_for(|view| view.is_up(node.me.node, node.me.boot));
+        let refused = standing.wait_for(|standing| standing.refused.is_some());
+        let joined = async {
+            tokio::select! {
+                up = up => up.is_ok().then_some(None),
+                refused = refused => refused.ok().map(|standing| standing.refused.clone()),
+            }
+        };
+        let waited = node.settings.join_timeout;
+        match timeout(waited, joined).await {
+            Ok(Some(None)) => Ok(()),
+            Ok(Some(Some(refusal))) => Err(StartError::OtherCluster {
+                peer: refusal.peer.to_string(),
+                theirs: refusal.cluster,
+                ours: node.settings.cluster_id.clone(),
+            }),
+            Ok(None) | Err(_) => Err(StartError::NotJoined {
+                peers: node.settings.peers.clone(),
+                waited,
+            }),
+        }
+    }
+
+    /// Leaves the cluster in order and stops the node, for all clones of this
+    /// handle.
+    ///
+    /// New sends fail with `Closed`; what has been sent is delivered, as far as
+    /// anybody receives it; recipients finish what they have begun, and what
+    /// they have not begun is handed back to be delivered elsewhere; the cluster
+    /// is told; everything ends. A node alone just stops.
+    ///
+    /// # Errors
+    ///
+    /// [`ShutdownError`] if not all was done within the builder's
+    /// [`drain_timeout`](Builder::drain_timeout). The node has stopped all the
+    /// same.
+    pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        let (done, stopped) = oneshot::channel();
+        let asked = self.handle.commands.send(Shutdown { done });
+        let result = match asked {
+            Ok(()) => stopped.await.unwrap_or(Ok(())),
+            // Somebody else has stopped it.
+            Err(_) => Ok(()),
+        };
+        let thread = self.handle.thread();
+        if let Some(thread) = thread {
+            // It has nothing left to do but to end.
+            let _ = thread.join();
+        }
+        result
+    }
+
+    /// Starts a node on the runtime that the settings choose.
+    pub(crate) async fn launch(
+        settings: Settings,
+        serve: bool,
+    ) -> Result<(Self, Routes), StartError> {
+        match settings.runtime {
+            Runtime::OwnThread => {
+                let (started, start) = oneshot::channel();
+                let thread = thread::Builder::new()
+                    .name("dchan".to_owned())
+                    .spawn(move || {
+                        System::new().block_on(async {
+                            match node::start(settings, serve).await {
+                                Err(error) => drop(started.send(Err(error))),
+                                Ok((running, parts)) => {
+                                    if started.send(Ok(parts)).is_ok() {
+                                        running.run().await;
+                                    }
+                                }
+                            }
+                        });
+                    })
+                    .map_err(StartError::Thread)?;
+                match start.await {
+                    Ok(Ok(parts)) => Ok(Self::of(parts, Some(thread))),
+                    Ok(Err(error)) => {
+                        let _ = thread.join();
+                        Err(error)
+                    }
+                    Err(_) => Err(StartError::Thread(std::io::Error::other(
+                        "it ended before the node had started",
+                    ))),
+                }
+            }
+            Runtime::CurrentArbiter => {
+                if System::try_current().is_none() {
+                    let problem = "Runtime::CurrentArbiter needs a running actix system";
+                    return Err(config("runtime", problem));
+                }
+                let (running, parts) = node::start(settings, serve).await?;
+                actix_rt::spawn(running.run());
+                Ok(Self::of(parts, None))
+            }
+        }
+    }
+
+    fn of(parts: node::Parts, thread: Option<thread::JoinHandle<()>>) -> (Self, Routes) {
+        let handle = Arc::new(Handle {
+            node: parts.node,
+            commands: parts.commands,
+            thread: Mutex::new(thread),
+        });
+        (Self { handle }, parts.routes)
+    }
+}
+
+impl Handle {
+    fn thread(&self) -> Option<thread::JoinHandle<()>> {
+        let mut thread = self
+            .thread
+            .lock()
+            .expect("no panic while a thread is taken");
+        thread.take()
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.node.settings
+    }
+
+    pub(crate) fn me(&self) -> &Identity {
+        &self.node.me
+    }
+
+    pub(crate) fn agreed(&self) -> watch::Receiver<Arc<View>> {
+        self.node.agreed.clone()
+    }
+
+    pub(crate) fn stopped(&self) -> CancellationToken {
+        self.node.stop.clone()
+    }
+
+    /// Runs a future on the node's own arbiter.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.node.arbiter.spawn(future);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.node.stop.cancel();
+    }
+}
+
+impl Node {
+    fn namespaces(&self) -> MutexGuard<'_, HashMap<Arc<str>, Entry>> {
+        self.namespaces
+            .lock()
+            .expect("no panic while namespaces are looked up")
+    }
+
+    /// The parts of a namespace on this node, made when they are first asked
+    /// for.
+    fn core<M: RemoteMessage>(
+        &self,
+        name: &str,
+        label: &str,
+    ) -> Result<Arc<Core<M>>, NamespaceError> {
+        let mut namespaces = self.namespaces();
+        if let Some(entry) = namespaces.get(name) {
+            let core = entry.core.downcast_ref::<Arc<Core<M>>>();
+            return match core {
+                Some(core) if *entry.label == *label => Ok(core.clone()),
+                _ => Err(NamespaceError::OtherType {
+                    namespace: name.to_owned(),
+                    existing: entry.type_name,
+                    requested: type_name::<M>(),
+                }),
+            };
+        }
+        let (name, label): (Arc<str>, Arc<str>) = (name.into(), label.into());
+        let settings = &self.settings;
+        let channel = self
+            .inbox
+            .open::<M>(name.clone(), label.clone(), settings.window);
+        let outbox = Outbox::new(Place {
+            node: self.me.node,
+            namespace: name.clone(),
+            label: label.clone(),
+            limits: settings.limits.clone(),
+            links: self.links.clone(),
+            local: channel.clone(),
+            counters: self.counters.clone(),
+        });
+        let for_mailbox = outbox.clone();
+        let capacity = settings.limits.outbox_messages;
+        let mailbox = Mailbox::start_in_arbiter(&self.arbiter, move |_: &mut Context<_>| {
+            Mailbox::new(for_mailbox, capacity)
+        });
+        let core = Arc::new(Core {
+            name: name.clone(),
+            label: label.clone(),
+            outbox: outbox.clone(),
+            channel,
+            mailbox: mailbox.clone(),
+        });
+        if self.stop.is_cancelled() {
+            AnyOutbox::close(&*outbox);
+        }
+        outbox.follow(&self.agreed.borrow());
+        namespaces.insert(
+            name,
+            Entry {
+                type_name: type_name::<M>(),
+                label,
+                core: Box::new(core.clone()),
+                outbox,
+                mailbox: mailbox.recipient(),
+            },
+        );
+        Ok(core)
+    }
+
+    fn outboxes(&self) -> Vec<Arc<dyn AnyOutbox>> {
+        let namespaces = self.namespaces();
+        namespaces
+            .values()
+            .map(|entry| entry.outbox.clone())
+            .collect()
+    }
+
+    fn status(&self) -> Status {
+        let view = self.agreed.borrow().clone();
+        let standing = self.standing.borrow().clone();
+        let load = self
+            .outboxes()
+            .iter()
+            .map(|outbox| outbox.load())
+            .fold((0, 0), |(waiting, under_way), load| {
+                (waiting + load.0, under_way + load.1)
+            });
+        let heard = standing.heard.map(|heard| heard.elapsed());
+        Status {
+            node: self.me.node,
+            boot: self.me.boot,
+            address: self.me.address.to_string(),
+            cluster_id: self.me.cluster.to_string(),
+            leader: standing.leader,
+            term: standing.term,
+            voters: standing.voters,
+            learners: standing.learners,
+            nodes: view
+                .nodes
+                .iter()
+                .map(|(node, member)| (*node, member.address.to_string()))
+                .collect(),
+            receivers: view
+                .receivers
+                .iter()
+                .map(|(name, receivers)| {
+                    (name.to_string(), receivers.nodes.keys().copied().collect())
+                })
+                .collect(),
+            view_age: heard,
+            links: self.links.status().into_iter().collect(),
+            waiting: load.0,
+            under_way: load.1,
+            dead_letters: self.counters.dead_letters(),
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! The life of a node: how it starts, what it does while it runs, and how it
+//! ends.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix::Addr;
+use actix_rt::Arbiter;
+use futures_util::future::join_all;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    service::Routes,
+    transport::{Server as TonicServer, server::TcpIncoming},
+};
+use tracing::{info, warn};
+
+use super::{Node, Shutdown};
+use crate::{
+    builder::{Settings, config},
+    error::{ShutdownError, StartError},
+    inbox::Inbox,
+    link::{Links, Target},
+    mailbox,
+    proto::peer_server::PeerServer,
+    raft::{self, LeaveCluster, RaftActor, Standing, StopRaft, Storage, StoreError},
+    server::Server,
+    status::Counters,
+    transport::{
+        CONNECTION_WINDOW, Connections, FRAME_BYTES, PING_INTERVAL, PING_TIMEOUT, STREAM_WINDOW,
+    },
+    view::{Identity, NodeId, View},
+};
+
+/// How long connections may take to close when the node ends. Their streams
+/// have ended by then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the handle of a node is made of.
+pub(super) struct Parts {
+    pub(super) node: Arc<Node>,
+    pub(super) commands: mpsc::UnboundedSender<Shutdown>,
+    pub(super) routes: Routes,
+}
+
+/// A node that has been started.
+pub(super) struct Running {
+    node: Arc<Node>,
+    commands: mpsc::UnboundedReceiver<Shutdown>,
+    raft: Addr<RaftActor>,
+    connections: Connections,
+    /// The links of both directions.
+    tasks: TaskTracker,
+    server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
+}
+
+/// Starts all the parts of a node on the current arbiter.
+pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, Parts), StartError> {
+    let listener = match serve {
+        true => Some(listen(&settings.addr).await?),
+        false => None,
+    };
+    let address = advertised(&settings, listener.as_ref())?;
+    let storage = open(&settings).await?;
+    let me = Identity {
+        cluster: settings.cluster_id.as_str().into(),
+        node: storage.node,
+        boot: storage.boot,
+        address: address.as_str().into(),
+    };
+    info!(node = %me.node, boot = me.boot, cluster = %me.cluster, %address, "node started");
+
+    let connections = Connections::new(settings.limits.max_message);
+    let (wanted, wanted_receiver) = watch::channel(BTreeMap::new());
+    let (standing, standing_receiver) = watch::channel(Standing::default());
+    let agreed = storage.agreed();
+    let raft_settings = raft::Settings {
+        me: me.clone(),
+        peers: settings.peer_addresses(),
+        max_voters: settings.voters,
+        connections: connections.clone(),
+        wanted: wanted_receiver,
+        standing,
+    };
+    let raft = RaftActor::launch(storage, raft_settings)
+        .await
+        .map_err(|error| storage_error(&settings, error))?;
+
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let arbiter = Arbiter::current();
+    let inbox = Arc::new(Inbox::new(wanted));
+    let links = Links::new(
+        me.clone(),
+        connections.clone(),
+        arbiter.clone(),
+        tasks.clone(),
+        stop.clone(),
+    );
+    let peer_server = PeerServer::new(Server {
+        me: me.clone(),
+        raft: raft.clone(),
+        inbox: inbox.clone(),
+        tasks: tasks.clone(),
+        stop: stop.clone(),
+    })
+    .max_decoding_message_size(connections.max_frame())
+    .max_encoding_message_size(usize::MAX);
+    let routes = Routes::new(peer_server);
+    let server = listener.map(|listener| {
+        let routes = routes.clone();
+        tokio::spawn(serve_on(listener, routes, stop.clone()))
+    });
+
+    let node = Arc::new(Node {
+        me,
+        settings,
+        arbiter,
+        inbox,
+        links: Arc::new(links),
+        agreed,
+        standing: standing_receiver,
+        counters: Arc::new(Counters::default()),
+        namespaces: Mutex::new(HashMap::new()),
+        stop,
+    });
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let running = Running {
+        node: node.clone(),
+        commands: receiver,
+        raft,
+        connections,
+        tasks,
+        server,
+    };
+    let parts = Parts {
+        node,
+        commands,
+        routes,
+    };
+    Ok((running, parts))
+}
+
+async fn listen(addr: &str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(addr)
+        .await
+        .map_err(|source| StartError::Bind {
+            address: addr.to_owned(),
+            source,
+        })
+}
+
+fn advertised(settings: &Settings, listener: Option<&TcpListener>) -> Result<String, StartError> {
+    if let Some(address) = &settings.advertise {
+        return Ok(address.clone());
+    }
+    let address = listener.and_then(|listener| listener.local_addr().ok());
+    match address {
+        Some(address) if !address.ip().is_unspecified() => Ok(address.to_string()),
+        _ => Err(config(
+            "advertise",
+            format!(
+                "{} listens on all addresses: say which one peers reach it at",
+                settings.addr
+            ),
+        )),
+    }
+}
+
+async fn open(settings: &Settings) -> Result<Storage, StartError> {
+    let data_dir = settings.data_dir.clone();
+    match spawn_blocking(move || Storage::open(data_dir.as_deref())).await {
+        Ok(opened) => opened.map_err(|error| storage_error(settings, error)),
+        Err(stopped) => Err(storage_error(
+            settings,
+            StoreError::Io(std::io::Error::other(stopped)),
+        )),
+    }
+}
+
+fn storage_error(settings: &Settings, error: StoreError) -> StartError {
+    StartError::Storage {
+        path: settings.data_dir.clone().unwrap_or_default(),
+        source: error.into(),
+    }
+}
+
+async fn serve_on(
+    listener: TcpListener,
+    routes: Routes,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    // Without this on both sides a request waits 40 ms for the other side's
+    // delayed acknowledgement.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    TonicServer::builder()
+        .max_frame_size(FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
+        .await
+}
+
+impl Running {
+    /// Runs until the node is told to stop.
+    pub(super) async fn run(mut self) {
+        let following = actix_rt::spawn(follow(self.node.clone(), self.connections.clone()));
+        let shutdown = tokio::select! {
+            shutdown = self.commands.recv() => shutdown,
+            () = self.node.stop.cancelled() => None,
+        };
+        let result = match &shutdown {
+            Some(_) => self.leave().await,
+            None => Ok(()),
+        };
+        self.end().await;
+        let _ = following.await;
+        info!(node = %self.node.me.node, "node stopped");
+        if let Some(Shutdown { done }) = shutdown {
+            let _ = done.send(result);
+        }
+    }
+
+    /// Leaves the cluster in order. Nothing is lost that there is time for.
+    async fn leave(&self) -> Result<(), ShutdownError> {
+        let node = &self.node;
+        let waited = node.settings.drain_timeout;
+        let deadline = Instant::now() + waited;
+        let outboxes = node.outboxes();
+        for outbox in &outboxes {
+            outbox.close();
+        }
+        let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));
+        let _ = tokio::time::timeout_at(deadline, drained).await;
+
+        // What was handed back to this node's own outboxes in the meantime has
+        // nowhere to go but to others.
+        let handling = node.inbox.close();
+        let handled = join_all(handling.iter().map(|handling| handling.wait()));
+        let _ = tokio::time::timeout_at(deadline, handled).await;
+        let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));
+        let _ = tokio::time::timeout_at(deadline, drained).await;
+
+        let (mut undelivered, mut unanswered) = (0, 0);
+        for outbox in &outboxes {
+            let (waiting, under_way) = outbox.abandon();
+            undelivered += waiting;
+            unanswered += under_way;
+        }
+        let handling = handling.iter().map(TaskTracker::len).sum();
+        // However busy the node was, the cluster should know that it goes.
+        if self.raft.clone().send(LeaveCluster).await.is_err() {
+            warn!(node = %node.me.node, "Raft had stopped before the node left");
+        }
+        match (undelivered, unanswered, handling) {
+            (0, 0, 0) => Ok(()),
+            _ => Err(ShutdownError {
+                undelivered,
+                unanswered,
+                handling,
+                waited,
+            }),
+        }
+    }
+
+    /// Ends everything that the node has started.
+    async fn end(self: &mut Running) {
+        let node = &self.node;
+        node.stop.cancel();
+        for outbox in node.outboxes() {
+            outbox.abandon();
+        }
+        node.inbox.close();
+        for entry in node.namespaces().values() {
+            entry.mailbox.do_send(mailbox::Stop);
+        }
+        if self.raft.clone().send(StopRaft).await.is_err() {
+            warn!(node = %node.me.node, "Raft had stopped before the node");
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.connections.keep(|_| false);
+        if let Some(mut server) = self.server.take() {
+            match timeout(CLOSE_TIMEOUT, &mut server).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => warn!(node = %node.me.node, %error, "the server failed"),
+                Ok(Err(error)) => warn!(node = %node.me.node, %error, "the server panicked"),
+                Err(_) => server.abort(),
+            }
+        }
+    }
+}
+
+/// Follows the view: tells the links where their peers are and the outboxes who
+/// receives, and a person what has changed.
+async fn follow(node: Arc<Node>, connections: Connections) {
+    let mut agreed = node.agreed.clone();
+    let mut before = Arc::new(View::default());
+    loop {
+        let view = agreed.borrow_and_update().clone();
+        report(&node.me, &before, &view);
+        connections.keep(|address| {
+            let of_member = view
+                .nodes
+                .values()
+                .any(|member| *member.address == *address);
+            of_member || node.settings.peers.iter().any(|peer| peer == address)
+        });
+        node.links.follow(|peer: NodeId| {
+            let member = view.nodes.get(&peer)?;
+            Some(Target {
+                address: member.address.clone(),
+                boot: member.boot,
+            })
+        });
+        {
+            let namespaces = node.namespaces();
+            for (name, entry) in namespaces.iter() {
+                let (old, new) = (before.receivers.get(name), view.receivers.get(name));
+                let same = match (old, new) {
+                    (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                    (None, None) => true,
+                    _ => false,
+                };
+                if !same {
+                    entry.outbox.follow(&view);
+                }
+            }
+        }
+        before = view;
+        tokio::select! {
+            changed = agreed.changed() => if changed.is_err() { break },
+            () = node.stop.cancelled() => break,
+        }
+    }
+}
+
+/// Tells what has changed from one view to the next.
+fn report(me: &Identity, before: &View, view: &View) {
+    for (node, member) in &view.nodes {
+        if before.nodes.get(node) != Some(member) {
+            info!(node = %me.node, peer = %node, address = %member.address, boot = member.boot, "node up");
+        }
+    }
+    for (node, member) in &before.nodes {
+        if !view.nodes.contains_key(node) {
+            info!(node = %me.node, peer = %node, address = %member.address, "node gone");
+        }
+    }
+    let receivers = |view: &View, name: &Arc<str>| -> Vec<NodeId> {
+        let receivers = view.receivers.get(name);
+        receivers.map_or_else(Vec::new, |receivers| {
+            receivers.nodes.keys().copied().collect()
+        })
+    };
+    let names: std::collections::BTreeSet<_> = before
+        .receivers
+        .keys()
+        .chain(view.receivers.keys())
+        .collect();
+    for name in names {
+        let same = match (before.receivers.get(name), view.receivers.get(name)) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            _ => false,
+        };
+        if same {
+            continue;
+        }
+        let (old, new) = (receivers(before, name), receivers(view, name));
+        for receiver in new.iter().filter(|receiver| !old.contains(receiver)) {
+            info!(node = %me.node, namespace = %name, %receiver, "receiver added");
+        }
+        for receiver in old.iter().filter(|receiver| !new.contains(receiver)) {
+            info!(node = %me.node, namespace = %name, %receiver, "receiver gone");
+        }
+    }
+}

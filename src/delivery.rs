@@ -1,0 +1,205 @@
+//! What a sender waits for: futures, and the outcomes that they resolve to.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{sync::oneshot, time::Instant};
+
+use crate::{
+    error::DeliveryError,
+    message::{RemoteMessage, decode},
+    view::NodeId,
+};
+
+/// What a handler returned, as it came.
+pub(crate) enum Reply<M: RemoteMessage> {
+    Value(M::Result),
+    Encoded(NodeId, Bytes),
+}
+
+/// Who waits for the outcome of a message.
+pub(crate) enum Waiter<M: RemoteMessage> {
+    /// Nobody.
+    None,
+    Accepted(oneshot::Sender<Result<NodeId, DeliveryError>>),
+    Handled(oneshot::Sender<Result<Reply<M>, DeliveryError>>),
+}
+
+impl<M: RemoteMessage> Waiter<M> {
+    /// Whether the handler's result has to come back.
+    pub(crate) fn asks(&self) -> bool {
+        matches!(self, Self::Handled(_))
+    }
+
+    pub(crate) fn fail(self, error: DeliveryError) {
+        // Where the send fails, the future was dropped: nobody waits any more.
+        match self {
+            Self::None => {}
+            Self::Accepted(waiter) => drop(waiter.send(Err(error))),
+            Self::Handled(waiter) => drop(waiter.send(Err(error))),
+        }
+    }
+}
+
+/// When a message's time is up, settable while it is on its way.
+#[derive(Clone)]
+pub(crate) struct Deadline {
+    sent: Instant,
+    /// In microseconds after `sent`.
+    timeout: Arc<AtomicU64>,
+}
+
+impl Deadline {
+    pub(crate) fn new(sent: Instant, timeout: Duration) -> Self {
+        let deadline = Self {
+            sent,
+            timeout: Arc::default(),
+        };
+        deadline.set(timeout);
+        deadline
+    }
+
+    fn set(&self, timeout: Duration) {
+        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        self.timeout.store(micros, Ordering::Relaxed);
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_micros(self.timeout.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn at(&self) -> Instant {
+        far(self.sent, self.timeout())
+    }
+}
+
+/// An instant that is later, but not so late that it does not exist.
+pub(crate) fn far(from: Instant, later: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    from + later.min(CENTURY)
+}
+
+/// Who sees to it that deadlines are kept.
+pub(crate) trait Timekeeper: Send + Sync {
+    /// A deadline has been moved to this instant.
+    fn moved(&self, deadline: Instant);
+}
+
+/// The parts that both futures have.
+struct Pending<T> {
+    outcome: oneshot::Receiver<Result<T, DeliveryError>>,
+    deadline: Deadline,
+    timekeeper: Arc<dyn Timekeeper>,
+}
+
+impl<T> Pending<T> {
+    fn set_timeout(&self, timeout: Duration) {
+        self.deadline.set(timeout);
+        self.timekeeper.moved(self.deadline.at());
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, DeliveryError>> {
+        let outcome = ready!(Pin::new(&mut self.outcome).poll(cx));
+        // The mailbox tells every waiter before it goes.
+        Poll::Ready(outcome.unwrap_or(Err(DeliveryError::Closed)))
+    }
+}
+
+/// The outcome of a message that was sent with
+/// [`Namespace::deliver`](crate::Namespace::deliver).
+///
+/// Resolves to the node whose recipient has accepted the message: the message
+/// is in an actor's hands or has left a stream. It is sent whether or not the
+/// future is polled; dropping the future gives up the outcome and not the
+/// message.
+#[must_use = "the outcome is known only to who awaits it; `do_send` sends without one"]
+pub struct Delivery {
+    pending: Pending<NodeId>,
+}
+
+impl Delivery {
+    pub(crate) fn new(
+        deadline: Deadline,
+        timekeeper: Arc<dyn Timekeeper>,
+    ) -> (Self, oneshot::Sender<Result<NodeId, DeliveryError>>) {
+        let (waiter, outcome) = oneshot::channel();
+        let pending = Pending {
+            outcome,
+            deadline,
+            timekeeper,
+        };
+        (Self { pending }, waiter)
+    }
+
+    /// Sets the time, from the sending on, after which the message is no longer
+    /// offered to anybody, in place of the builder's
+    /// [`send_timeout`](crate::Builder::send_timeout).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.pending.set_timeout(timeout);
+        self
+    }
+}
+
+impl Future for Delivery {
+    type Output = Result<NodeId, DeliveryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.pending.poll(cx)
+    }
+}
+
+/// The reply to a message that was sent with
+/// [`Namespace::send`](crate::Namespace::send).
+///
+/// Resolves to what the handler returned. The message is sent whether or not
+/// the future is polled; dropping the future gives up the reply and not the
+/// message.
+#[must_use = "the reply is known only to who awaits it; `do_send` sends without one"]
+pub struct Request<M: RemoteMessage> {
+    pending: Pending<Reply<M>>,
+}
+
+impl<M: RemoteMessage> Request<M> {
+    pub(crate) fn new(
+        deadline: Deadline,
+        timekeeper: Arc<dyn Timekeeper>,
+    ) -> (Self, oneshot::Sender<Result<Reply<M>, DeliveryError>>) {
+        let (waiter, outcome) = oneshot::channel();
+        let pending = Pending {
+            outcome,
+            deadline,
+            timekeeper,
+        };
+        (Self { pending }, waiter)
+    }
+
+    /// Sets the time, from the sending on, after which the reply is no longer
+    /// waited for, in place of the builder's
+    /// [`send_timeout`](crate::Builder::send_timeout).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.pending.set_timeout(timeout);
+        self
+    }
+}
+
+impl<M: RemoteMessage> Future for Request<M> {
+    type Output = Result<M::Result, DeliveryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match ready!(self.pending.poll(cx))? {
+            Reply::Value(result) => Ok(result),
+            Reply::Encoded(node, bytes) => {
+                decode(&bytes).map_err(|reason| DeliveryError::Reply { node, reason })
+            }
+        })
+    }
+}

@@ -1,0 +1,494 @@
+//! What a node receives: local recipients by namespace, and what they wait for.
+//!
+//! The inbox publishes which namespaces it *wants* to receive. A message that
+//! arrives waits in its [`Channel`] until a recipient takes it; only then is it
+//! accepted, so that what no recipient has taken can always be handed back to
+//! be offered elsewhere.
+
+mod recipient;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use tracing::warn;
+
+pub(crate) use self::recipient::{ActorFeed, feed_recipient};
+use crate::{
+    link::{Inlet, Lane, Verdict},
+    message::{Body, RemoteMessage, encode},
+};
+
+/// Namespaces with the labels of their types.
+type Wanted = std::collections::BTreeMap<Arc<str>, Arc<str>>;
+
+/// The receiving side of a node.
+pub(crate) struct Inbox {
+    wanted: watch::Sender<Wanted>,
+    channels: Mutex<HashMap<Arc<str>, Arc<dyn AnyChannel>>>,
+}
+
+/// A channel whatever its type of message.
+trait AnyChannel: Inlet {
+    fn close(&self) -> Vec<TaskTracker>;
+}
+
+impl Inbox {
+    pub(crate) fn new(wanted: watch::Sender<Wanted>) -> Self {
+        Self {
+            wanted,
+            channels: Mutex::default(),
+        }
+    }
+
+    fn channels(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<dyn AnyChannel>>> {
+        self.channels
+            .lock()
+            .expect("no panic while channels are looked up")
+    }
+
+    /// Makes the channel of a namespace.
+    pub(crate) fn open<M: RemoteMessage>(
+        &self,
+        namespace: Arc<str>,
+        label: Arc<str>,
+        window: u32,
+    ) -> Arc<Channel<M>> {
+        let channel = Arc::new(Channel {
+            namespace: namespace.clone(),
+            label,
+            window,
+            wanted: self.wanted.clone(),
+            granting: Mutex::new(()),
+            state: Mutex::new(State {
+                backlog: VecDeque::new(),
+                recipients: Vec::new(),
+                turn: 0,
+                next_id: 0,
+                origins: Vec::new(),
+                closed: false,
+            }),
+        });
+        self.channels().insert(namespace, channel.clone());
+        channel
+    }
+
+    /// Where the messages of a namespace go, if it is known here.
+    pub(crate) fn inlet(&self, namespace: &str) -> Option<Arc<dyn Inlet>> {
+        let channel = self.channels().get(namespace)?.clone();
+        Some(channel)
+    }
+
+    /// Ends all recipients for good and hands back what they have not taken.
+    /// What they have begun to handle is done when the trackers are.
+    pub(crate) fn close(&self) -> Vec<TaskTracker> {
+        let channels: Vec<_> = self.channels().values().cloned().collect();
+        channels
+            .iter()
+            .flat_map(|channel| channel.close())
+            .collect()
+    }
+}
+
+/// Why a handler returned nothing.
+const STOPPED: &str = "the handler's actor stopped before it replied";
+
+/// Where a message came from, and what it wants to know.
+///
+/// The channel holds none of its locks while it calls.
+pub(crate) trait Origin<M: RemoteMessage>: Send + Sync {
+    /// Up to `window` messages may be under way without a verdict.
+    fn grant(&self, window: u32);
+    /// A recipient has the message.
+    fn accepted(&self, sequence: u64);
+    /// No recipient has seen the message.
+    fn returned(&self, sequence: u64, body: Body<M>);
+    /// No recipient can read the message.
+    fn rejected(&self, sequence: u64, reason: String);
+    /// What the handler returned, or why it returned nothing.
+    fn replied(&self, sequence: u64, reply: Result<M::Result, String>);
+    /// Whether nobody listens any more.
+    fn is_gone(&self) -> bool;
+}
+
+/// A message from another node.
+impl<M: RemoteMessage> Origin<M> for Lane {
+    fn grant(&self, window: u32) {
+        Lane::grant(self, window, String::new());
+    }
+
+    fn accepted(&self, sequence: u64) {
+        self.settle(sequence, Verdict::Accepted);
+    }
+
+    fn returned(&self, sequence: u64, _: Body<M>) {
+        self.settle(sequence, Verdict::Returned);
+    }
+
+    fn rejected(&self, sequence: u64, reason: String) {
+        self.settle(sequence, Verdict::Rejected(reason));
+    }
+
+    fn replied(&self, sequence: u64, reply: Result<M::Result, String>) {
+        let encoded = reply.and_then(|value| {
+            encode(&value).map_err(|reason| format!("its reply cannot be encoded: {reason}"))
+        });
+        self.reply(sequence, encoded);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_closed()
+    }
+}
+
+/// A message that no recipient has taken yet.
+pub(crate) struct Arrived<M: RemoteMessage> {
+    pub(crate) origin: Arc<dyn Origin<M>>,
+    pub(crate) sequence: u64,
+    pub(crate) ask: bool,
+    pub(crate) body: Body<M>,
+}
+
+impl<M: RemoteMessage> Arrived<M> {
+    /// Takes the message. From here on the recipient has it. `None` if it
+    /// cannot be read: its sender is told so, and nobody else minds.
+    pub(crate) fn accept(self) -> Option<(M, ReplyTo<M>)> {
+        match self.body.into_message() {
+            Ok(message) => {
+                self.origin.accepted(self.sequence);
+                let waiting = self.ask.then_some((self.origin, self.sequence));
+                Some((message, ReplyTo { waiting }))
+            }
+            Err(reason) => {
+                warn!(message = std::any::type_name::<M>(), %reason, "rejected a message");
+                self.origin.rejected(self.sequence, reason);
+                None
+            }
+        }
+    }
+
+    fn hand_back(self) {
+        self.origin.returned(self.sequence, self.body);
+    }
+}
+
+/// Whom to tell what the handler returned. Dropped without that, it tells that
+/// there will be no reply.
+pub(crate) struct ReplyTo<M: RemoteMessage> {
+    waiting: Option<(Arc<dyn Origin<M>>, u64)>,
+}
+
+impl<M: RemoteMessage> ReplyTo<M> {
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    pub(crate) fn send(mut self, result: M::Result) {
+        if let Some((origin, sequence)) = self.waiting.take() {
+            origin.replied(sequence, Ok(result));
+        }
+    }
+}
+
+impl<M: RemoteMessage> Drop for ReplyTo<M> {
+    fn drop(&mut self) {
+        if let Some((origin, sequence)) = self.waiting.take() {
+            origin.replied(sequence, Err(STOPPED.to_owned()));
+        }
+    }
+}
+
+/// The local recipients of one namespace, and the messages that wait for them.
+///
+/// Messages go to the recipients in turn, each as far as it has room; the rest
+/// waits in the backlog, which the windows of the senders bound.
+pub(crate) struct Channel<M: RemoteMessage> {
+    namespace: Arc<str>,
+    label: Arc<str>,
+    window: u32,
+    wanted: watch::Sender<Wanted>,
+    /// Held while the origins are told of a window, so that the last one that
+    /// they hear is the one that holds. Taken before `state`.
+    granting: Mutex<()>,
+    state: Mutex<State<M>>,
+}
+
+struct State<M: RemoteMessage> {
+    backlog: VecDeque<Arrived<M>>,
+    recipients: Vec<Slot<M>>,
+    /// Where the next message goes, as an index that may be past the end.
+    turn: usize,
+    next_id: u64,
+    origins: Vec<Weak<dyn Origin<M>>>,
+    /// The node shuts down: nobody registers any more.
+    closed: bool,
+}
+
+/// One recipient, as the channel sees it.
+struct Slot<M: RemoteMessage> {
+    id: u64,
+    capacity: usize,
+    queue: VecDeque<Arrived<M>>,
+    /// Set while the recipient waits for messages.
+    waker: Option<Waker>,
+    handling: TaskTracker,
+}
+
+impl<M: RemoteMessage> Channel<M> {
+    fn state(&self) -> MutexGuard<'_, State<M>> {
+        self.state
+            .lock()
+            .expect("no panic while messages are queued")
+    }
+
+    /// Adds a recipient with room for `capacity` messages.
+    pub(crate) fn add(self: &Arc<Self>, capacity: usize) -> Seat<M> {
+        let mut state = self.state();
+        let id = state.next_id;
+        state.next_id += 1;
+        let handling = TaskTracker::new();
+        if !state.closed {
+            state.recipients.push(Slot {
+                id,
+                capacity: capacity.max(1),
+                queue: VecDeque::new(),
+                waker: None,
+                handling: handling.clone(),
+            });
+        }
+        let first = state.recipients.len() == 1;
+        drop(state);
+        if first {
+            self.tell_origins();
+        }
+        Seat {
+            channel: self.clone(),
+            id,
+            handling,
+        }
+    }
+
+    /// Removes a recipient and gives what it has not taken to the others, or
+    /// back to its senders if there are none. `unread` is what it had taken and
+    /// could not use.
+    pub(crate) fn remove(&self, id: u64, unread: Option<Arrived<M>>) {
+        let mut state = self.state();
+        let position = state.recipients.iter().position(|slot| slot.id == id);
+        let slot = position.map(|position| state.recipients.remove(position));
+        let (queue, waker) = slot
+            .map(|slot| (slot.queue, slot.waker))
+            .unwrap_or_default();
+        for arrived in unread.into_iter().chain(queue).rev() {
+            state.backlog.push_front(arrived);
+        }
+        let wakers = state.distribute();
+        let nobody = state.recipients.is_empty();
+        let returned = nobody.then(|| std::mem::take(&mut state.backlog));
+        drop(state);
+        wakers.into_iter().chain(waker).for_each(Waker::wake);
+        if nobody && position.is_some() {
+            self.tell_origins();
+        }
+        let returned = returned.into_iter().flatten();
+        returned.for_each(Arrived::hand_back);
+    }
+
+    /// Whether a recipient is still there.
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.state().recipients.iter().any(|slot| slot.id == id)
+    }
+
+    /// Whether there is any recipient.
+    pub(crate) fn is_received(&self) -> bool {
+        !self.state().recipients.is_empty()
+    }
+
+    /// Publishes whether the namespace is wanted, and grants accordingly.
+    fn tell_origins(&self) {
+        let _granting = self.granting.lock().expect("no panic while granting");
+        let mut state = self.state();
+        let open = !state.recipients.is_empty();
+        state
+            .origins
+            .retain(|origin| origin.upgrade().is_some_and(|origin| !origin.is_gone()));
+        let origins: Vec<_> = state.origins.iter().filter_map(Weak::upgrade).collect();
+        drop(state);
+        self.wanted.send_if_modified(|wanted| {
+            if open {
+                wanted
+                    .insert(self.namespace.clone(), self.label.clone())
+                    .is_none()
+            } else {
+                wanted.remove(&self.namespace).is_some()
+            }
+        });
+        for origin in origins {
+            origin.grant(if open { self.window } else { 0 });
+        }
+    }
+
+    /// Starts to grant to an origin.
+    pub(crate) fn attach_origin(&self, origin: Arc<dyn Origin<M>>) {
+        let _granting = self.granting.lock().expect("no panic while granting");
+        let mut state = self.state();
+        let open = !state.recipients.is_empty();
+        state
+            .origins
+            .retain(|known| known.upgrade().is_some_and(|known| !known.is_gone()));
+        state.origins.push(Arc::downgrade(&origin));
+        drop(state);
+        origin.grant(if open { self.window } else { 0 });
+    }
+
+    /// Takes messages in. Those that nobody here receives go straight back.
+    fn take_in(&self, messages: impl Iterator<Item = Arrived<M>>) {
+        let mut state = self.state();
+        if state.recipients.is_empty() {
+            drop(state);
+            messages.for_each(Arrived::hand_back);
+            return;
+        }
+        state.backlog.extend(messages);
+        let wakers = state.distribute();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes in one message from this node, or gives its body back if nobody
+    /// here receives.
+    pub(crate) fn offer(&self, arrived: Arrived<M>) -> Result<(), Body<M>> {
+        let mut state = self.state();
+        if state.recipients.is_empty() {
+            return Err(arrived.body);
+        }
+        state.backlog.push_back(arrived);
+        let wakers = state.distribute();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+}
+
+impl<M: RemoteMessage> State<M> {
+    /// Gives the backlog out in turn, as far as the recipients have room. Those
+    /// that the wakers belong to have got something.
+    fn distribute(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        let count = self.recipients.len();
+        while !self.backlog.is_empty() {
+            let ready = (self.turn..self.turn + count)
+                .map(|turn| turn % count)
+                .find(|index| {
+                    let slot = &self.recipients[*index];
+                    slot.queue.len() < slot.capacity
+                });
+            let Some(index) = ready else { break };
+            self.turn = (index + 1) % count;
+            let slot = &mut self.recipients[index];
+            slot.queue.extend(self.backlog.pop_front());
+            wakers.extend(slot.waker.take());
+        }
+        wakers
+    }
+}
+
+impl<M: RemoteMessage> Inlet for Channel<M> {
+    fn attach(&self, lane: Arc<Lane>) {
+        if lane.label != self.label {
+            let refusal = format!(
+                "the namespace {:?} carries {} there and {} here",
+                self.namespace, self.label, lane.label
+            );
+            Lane::grant(&lane, 0, refusal);
+            return;
+        }
+        self.attach_origin(lane);
+    }
+
+    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>) {
+        let origin: Arc<dyn Origin<M>> = lane.clone();
+        self.take_in((first..).zip(messages).map(|(sequence, body)| Arrived {
+            origin: origin.clone(),
+            sequence,
+            ask,
+            body: Body::Encoded(body),
+        }));
+    }
+}
+
+impl<M: RemoteMessage> AnyChannel for Channel<M> {
+    fn close(&self) -> Vec<TaskTracker> {
+        let mut state = self.state();
+        state.closed = true;
+        let recipients: Vec<_> = state
+            .recipients
+            .iter()
+            .map(|slot| (slot.id, slot.handling.clone()))
+            .collect();
+        drop(state);
+        recipients
+            .into_iter()
+            .map(|(id, handling)| {
+                self.remove(id, None);
+                handling.close();
+                handling
+            })
+            .collect()
+    }
+}
+
+/// A recipient's place in its channel, from which it takes messages. Dropped,
+/// it gives the place up.
+pub(crate) struct Seat<M: RemoteMessage> {
+    channel: Arc<Channel<M>>,
+    id: u64,
+    handling: TaskTracker,
+}
+
+impl<M: RemoteMessage> Seat<M> {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn channel(&self) -> &Arc<Channel<M>> {
+        &self.channel
+    }
+
+    /// Counts what the recipient has begun to handle.
+    pub(crate) fn handling(&self) -> &TaskTracker {
+        &self.handling
+    }
+
+    /// The next message, and the token that counts it as being handled. `None`
+    /// once the place is gone.
+    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Taken<M>>> {
+        let mut state = self.channel.state();
+        let Some(slot) = state.recipients.iter_mut().find(|slot| slot.id == self.id) else {
+            return Poll::Ready(None);
+        };
+        let Some(arrived) = slot.queue.pop_front() else {
+            slot.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        // Under the lock: whoever closes the place from now on waits for it.
+        let token = self.handling.token();
+        let wakers = state.distribute();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        Poll::Ready(Some((arrived, token)))
+    }
+}
+
+/// A message that a recipient has taken, and the token that counts it.
+pub(crate) type Taken<M> = (Arrived<M>, TaskTrackerToken);
+
+impl<M: RemoteMessage> Drop for Seat<M> {
+    fn drop(&mut self) {
+        self.channel.remove(self.id, None);
+    }
+}

@@ -1,0 +1,320 @@
+//! The receiver's end of a link.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_util::task::AtomicWaker;
+use tonic::Status;
+
+use super::{FRAME_BYTES, Verdict};
+use crate::{
+    proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
+    view::NodeId,
+};
+
+/// Where the messages of one namespace go on this node.
+pub(crate) trait Inlet: Send + Sync {
+    /// Starts to grant to a channel of a link.
+    fn attach(&self, lane: Arc<Lane>);
+    /// Takes messages with consecutive numbers from `first` on.
+    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>);
+}
+
+/// The receiving end of the stream from one peer.
+pub(crate) struct Incoming {
+    pub(crate) peer: NodeId,
+    shared: Mutex<Shared>,
+    /// Wakes the stream of replies when there is something to say.
+    replies: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Shared {
+    answer: Option<Answer>,
+    grants: Vec<proto::Grant>,
+    verdicts: Vec<proto::Verdict>,
+    replies: Vec<proto::Reply>,
+    /// By channel: what the peer may have under way, and has.
+    under_way: HashMap<u32, UnderWay>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    /// The largest window ever granted.
+    granted: u64,
+    messages: u64,
+}
+
+impl Incoming {
+    pub(crate) fn new(peer: NodeId) -> Arc<Self> {
+        Arc::new(Self {
+            peer,
+            shared: Mutex::default(),
+            replies: AtomicWaker::new(),
+        })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared
+            .lock()
+            .expect("no panic while replies are gathered")
+    }
+
+    fn say(&self, what: impl FnOnce(&mut Shared)) {
+        let mut shared = self.shared();
+        let idle = shared.is_idle();
+        what(&mut shared);
+        drop(shared);
+        if idle {
+            self.replies.wake();
+        }
+    }
+
+    /// Answers the first frame.
+    pub(crate) fn answer(&self, answer: Answer) {
+        self.say(|shared| shared.answer = Some(answer));
+    }
+
+    /// Ends the stream of replies once what was gathered has been said.
+    pub(crate) fn end(&self) {
+        self.shared().ended = true;
+        self.replies.wake();
+    }
+
+    /// Tells the peer that nobody receives a namespace here.
+    pub(crate) fn refuse(&self, channel: u32) {
+        self.say(|shared| {
+            shared.grants.push(proto::Grant {
+                channel,
+                ..proto::Grant::default()
+            })
+        });
+    }
+
+    /// Counts messages that have arrived. `false` if they are more than was
+    /// ever granted: the peer would fill this node's memory.
+    pub(crate) fn count(&self, channel: u32, messages: usize) -> bool {
+        let mut shared = self.shared();
+        let under_way = shared.under_way.entry(channel).or_default();
+        under_way.messages += messages as u64;
+        under_way.messages <= under_way.granted
+    }
+
+    /// The stream of replies. There is one.
+    pub(crate) fn into_replies(self: Arc<Self>) -> Replies {
+        Replies { incoming: self }
+    }
+}
+
+/// One channel of a link, as the inbox sees it.
+pub(crate) struct Lane {
+    incoming: Arc<Incoming>,
+    channel: u32,
+    /// The label of the sender's type.
+    pub(crate) label: Arc<str>,
+}
+
+impl Lane {
+    pub(crate) fn new(incoming: Arc<Incoming>, channel: u32, label: Arc<str>) -> Arc<Self> {
+        Arc::new(Self {
+            incoming,
+            channel,
+            label,
+        })
+    }
+
+    /// Whether nobody listens to verdicts any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.incoming.shared().ended
+    }
+
+    pub(crate) fn grant(&self, window: u32, refusal: String) {
+        self.incoming.say(|shared| {
+            let under_way = shared.under_way.entry(self.channel).or_default();
+            under_way.granted = under_way.granted.max(window.into());
+            shared.grants.push(proto::Grant {
+                channel: self.channel,
+                window,
+                refusal,
+            });
+        });
+    }
+
+    pub(crate) fn settle(&self, sequence: u64, verdict: Verdict) {
+        let (kind, reason) = match verdict {
+            Verdict::Accepted => (verdict::Kind::Accepted, String::new()),
+            Verdict::Returned => (verdict::Kind::Returned, String::new()),
+            Verdict::Rejected(reason) => (verdict::Kind::Rejected, reason),
+        };
+        self.incoming
+            .say(|shared| shared.settle(self.channel, sequence, kind, reason));
+    }
+
+    pub(crate) fn reply(&self, sequence: u64, result: Result<Bytes, String>) {
+        let result = match result {
+            Ok(value) => reply::Result::Value(value),
+            Err(reason) => reply::Result::None(reason),
+        };
+        self.incoming.say(|shared| {
+            shared.replies.push(proto::Reply {
+                channel: self.channel,
+                sequence,
+                result: Some(result),
+            });
+        });
+    }
+}
+
+impl Shared {
+    fn is_idle(&self) -> bool {
+        self.answer.is_none()
+            && self.grants.is_empty()
+            && self.verdicts.is_empty()
+            && self.replies.is_empty()
+    }
+
+    /// Adds a verdict, to the last range where it goes on there.
+    fn settle(&mut self, channel: u32, sequence: u64, kind: verdict::Kind, reason: String) {
+        if let Some(under_way) = self.under_way.get_mut(&channel) {
+            under_way.messages = under_way.messages.saturating_sub(1);
+        }
+        if let Some(last) = self.verdicts.last_mut()
+            && last.channel == channel
+            && last.kind() == kind
+            && last.reason == reason
+            && last.first + last.count == sequence
+        {
+            last.count += 1;
+            return;
+        }
+        self.verdicts.push(proto::Verdict {
+            channel,
+            first: sequence,
+            count: 1,
+            kind: kind.into(),
+            reason,
+        });
+    }
+
+    fn frame(&mut self) -> LinkReply {
+        let mut bytes = 0;
+        let full = self.replies.iter().position(|reply| {
+            bytes += match &reply.result {
+                Some(reply::Result::Value(value)) => value.len(),
+                _ => 0,
+            };
+            bytes >= FRAME_BYTES
+        });
+        let count = full.map_or(self.replies.len(), |last| last + 1);
+        LinkReply {
+            opened: self.answer.take().map(|answer| Opened {
+                answer: answer.into(),
+            }),
+            grants: std::mem::take(&mut self.grants),
+            verdicts: std::mem::take(&mut self.verdicts),
+            replies: self.replies.drain(..count).collect(),
+        }
+    }
+}
+
+/// The frames that go back on a link. Each takes what has gathered when it is
+/// asked for.
+pub(crate) struct Replies {
+    incoming: Arc<Incoming>,
+}
+
+impl Stream for Replies {
+    type Item = Result<LinkReply, Status>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // Before the look: what is said after it wakes this task again.
+        self.incoming.replies.register(cx.waker());
+        let mut shared = self.incoming.shared();
+        if !shared.is_idle() {
+            return Poll::Ready(Some(Ok(shared.frame())));
+        }
+        match shared.ended {
+            true => Poll::Ready(None),
+            false => Poll::Pending,
+        }
+    }
+}
+
+/// The peer has gone, or its stream was cut.
+impl Drop for Replies {
+    fn drop(&mut self) {
+        self.incoming.shared().ended = true;
+    }
+}
+
+/// What is wrong with a frame, so that the link has to end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProtocolError {
+    #[error("only the first frame opens a link")]
+    OpenedAgain,
+    #[error("messages of the channel {channel}, which has no namespace")]
+    UnknownChannel { channel: u32 },
+    #[error("more messages of the channel {channel} than were granted")]
+    NotGranted { channel: u32 },
+}
+
+/// The channels of one incoming link, and where they lead.
+pub(crate) struct Channels<Find> {
+    incoming: Arc<Incoming>,
+    find: Find,
+    known: HashMap<u32, Option<(Arc<dyn Inlet>, Arc<Lane>)>>,
+}
+
+impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
+    /// `find` looks up a namespace that is received on this node.
+    pub(crate) fn new(incoming: Arc<Incoming>, find: Find) -> Self {
+        Self {
+            incoming,
+            find,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Takes in one frame.
+    pub(crate) fn frame(&mut self, frame: LinkRequest) -> Result<(), ProtocolError> {
+        if frame.open.is_some() {
+            return Err(ProtocolError::OpenedAgain);
+        }
+        for channel in frame.channels {
+            self.declare(channel);
+        }
+        for run in frame.runs {
+            let channel = run.channel;
+            match self.known.get(&channel) {
+                None => return Err(ProtocolError::UnknownChannel { channel }),
+                Some(target) => {
+                    let granted = self.incoming.count(channel, run.messages.len());
+                    let Some((inlet, lane)) = target.as_ref().filter(|_| granted) else {
+                        return Err(ProtocolError::NotGranted { channel });
+                    };
+                    inlet.deliver(lane, run.first, run.ask, run.messages);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn declare(&mut self, channel: proto::Channel) {
+        let target = (self.find)(&channel.namespace).map(|inlet| {
+            let lane = Lane::new(self.incoming.clone(), channel.id, channel.label.into());
+            (inlet, lane)
+        });
+        match &target {
+            Some((inlet, lane)) => inlet.attach(lane.clone()),
+            None => self.incoming.refuse(channel.id),
+        }
+        self.known.insert(channel.id, target);
+    }
+}

@@ -1,0 +1,49 @@
+//! The link to a peer: one long-lived bidirectional stream.
+//!
+//! The node that sends messages opens it. Its own frames carry messages; the
+//! peer's carry grants (how many messages of a channel may be under way),
+//! verdicts (what became of them, in ranges) and replies. A frame takes
+//! whatever has gathered when the stream is ready for it: a message alone goes
+//! at once, and under load a frame is full.
+//!
+//! A node that both sends to a peer and receives from it has two links with it,
+//! one each way, over two connections.
+
+mod incoming;
+mod outgoing;
+
+pub(crate) use self::{
+    incoming::{Channels, Incoming, Inlet, Lane, Replies},
+    outgoing::{Link, Links, Target},
+};
+use crate::view::NodeId;
+
+/// A frame is full when it holds this much. Larger ones were no faster.
+const FRAME_BYTES: usize = 64 << 10;
+
+/// What became of a message that was handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A recipient has it.
+    Accepted,
+    /// No recipient has seen it.
+    Returned,
+    /// No recipient can read it, and why.
+    Rejected(String),
+}
+
+/// How a link tells a mailbox what happens to its messages.
+///
+/// The link holds none of its locks while it calls.
+pub(crate) trait Feedback: Send + Sync {
+    /// The peer takes up to `window` messages without a verdict. A `refusal`
+    /// says why it will never take any.
+    fn granted(&self, peer: NodeId, window: u32, refusal: Option<String>);
+    /// What became of `count` messages from `first` on.
+    fn settled(&self, peer: NodeId, first: u64, count: u64, verdict: Verdict);
+    /// What the handler returned, encoded; or why it returned nothing.
+    fn replied(&self, peer: NodeId, sequence: u64, reply: Result<bytes::Bytes, String>);
+    /// The link broke. What had a number from `unsent` on has not left this
+    /// node; of what had a lower one and no verdict, nothing is known.
+    fn broken(&self, peer: NodeId, unsent: u64);
+}

@@ -1,0 +1,494 @@
+//! The sender's end of a link.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use futures_util::task::AtomicWaker;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Streaming;
+use tracing::{debug, info, warn};
+
+use super::{FRAME_BYTES, Feedback, Verdict};
+use crate::{
+    proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
+    transport::Connections,
+    view::{Identity, NodeId},
+};
+
+/// The pauses between two attempts to open a link: the first one, and the
+/// longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the peer may take to answer the first frame.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a peer is, and in which boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) address: Arc<str>,
+    pub(crate) boot: u64,
+}
+
+/// The links of a node, one a peer, each opened when it is first needed.
+pub(crate) struct Links {
+    me: Identity,
+    connections: Connections,
+    arbiter: actix_rt::ArbiterHandle,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    links: Mutex<HashMap<NodeId, Arc<Link>>>,
+}
+
+impl Links {
+    /// Links run as tasks on the arbiter, counted by `tasks`, until `stop`.
+    pub(crate) fn new(
+        me: Identity,
+        connections: Connections,
+        arbiter: actix_rt::ArbiterHandle,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            me,
+            connections,
+            arbiter,
+            tasks,
+            stop,
+            links: Mutex::default(),
+        }
+    }
+
+    fn links(&self) -> MutexGuard<'_, HashMap<NodeId, Arc<Link>>> {
+        self.links.lock().expect("no panic while links are counted")
+    }
+
+    /// The link to a peer. `target` says where the peer is, if there is none
+    /// yet.
+    pub(crate) fn to(&self, peer: NodeId, target: Target) -> Arc<Link> {
+        let mut links = self.links();
+        let link = links.entry(peer).or_insert_with(|| {
+            let stop = self.stop.child_token();
+            let link = Arc::new(Link::new(peer, target, stop));
+            let run = link.clone().run(self.me.clone(), self.connections.clone());
+            self.arbiter.spawn(self.tasks.track_future(run));
+            link
+        });
+        link.clone()
+    }
+
+    /// Follows the view: a link whose peer is somewhere else now, or in another
+    /// boot, is opened again; that of a peer which is gone ends.
+    pub(crate) fn follow(&self, target: impl Fn(NodeId) -> Option<Target>) {
+        self.links().retain(|peer, link| match target(*peer) {
+            Some(target) => {
+                link.target.send_if_modified(|current| {
+                    let moved = *current != target;
+                    *current = target;
+                    moved
+                });
+                true
+            }
+            None => {
+                link.stop.cancel();
+                false
+            }
+        });
+    }
+
+    /// The peers that a link exists to, and whether it is up.
+    pub(crate) fn status(&self) -> Vec<(NodeId, bool)> {
+        let links = self.links();
+        links
+            .values()
+            .map(|link| (link.peer, link.shared().up))
+            .collect()
+    }
+}
+
+/// The sending end of the stream to one peer.
+pub(crate) struct Link {
+    peer: NodeId,
+    target: watch::Sender<Target>,
+    stop: CancellationToken,
+    shared: Mutex<Shared>,
+    /// Wakes the writer when there is something to write.
+    writer: AtomicWaker,
+}
+
+struct Shared {
+    /// The peer has welcomed this node: messages can be handed over.
+    up: bool,
+    /// Counts the streams, so that the writer of an old one ends.
+    stream: u64,
+    /// By their numbers on the wire, which stay the same from one stream to
+    /// the next.
+    channels: Vec<Channel>,
+    /// How many of them the peer has been told of on this stream.
+    declared: usize,
+    queue: VecDeque<Queued>,
+}
+
+struct Channel {
+    namespace: Arc<str>,
+    label: Arc<str>,
+    mailbox: Weak<dyn Feedback>,
+    /// The number of the first message that has not been taken by the writer.
+    unsent: u64,
+}
+
+struct Queued {
+    channel: u32,
+    sequence: u64,
+    ask: bool,
+    body: Bytes,
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("{0}")]
+    Status(#[from] tonic::Status),
+    #[error("{0}")]
+    Address(#[from] crate::transport::InvalidAddress),
+    #[error("the peer did not answer within {OPEN_TIMEOUT:?}")]
+    Silent,
+    #[error("the peer ended it")]
+    Ended,
+    #[error("the peer refused it: {0}")]
+    Refused(&'static str),
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("the peer is somewhere else now")]
+    Moved,
+}
+
+impl Link {
+    fn new(peer: NodeId, target: Target, stop: CancellationToken) -> Self {
+        Self {
+            peer,
+            target: watch::Sender::new(target),
+            stop,
+            shared: Mutex::new(Shared {
+                up: false,
+                stream: 0,
+                channels: Vec::new(),
+                declared: 0,
+                queue: VecDeque::new(),
+            }),
+            writer: AtomicWaker::new(),
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared
+            .lock()
+            .expect("no panic while messages are queued")
+    }
+
+    /// Makes a namespace known to the peer, which then grants. Returns its
+    /// number on this link and that of its next message.
+    pub(crate) fn attach(
+        &self,
+        namespace: &Arc<str>,
+        label: &Arc<str>,
+        mailbox: Weak<dyn Feedback>,
+    ) -> (u32, u64) {
+        let mut shared = self.shared();
+        let known = shared
+            .channels
+            .iter()
+            .position(|channel| channel.namespace == *namespace);
+        let number = match known {
+            Some(number) => {
+                // Said again, so that the peer grants again.
+                shared.declared = shared.declared.min(number);
+                number
+            }
+            None => {
+                shared.channels.push(Channel {
+                    namespace: namespace.clone(),
+                    label: label.clone(),
+                    mailbox,
+                    unsent: 0,
+                });
+                shared.channels.len() - 1
+            }
+        };
+        let next = shared.channels[number].unsent;
+        drop(shared);
+        self.writer.wake();
+        (number as u32, next)
+    }
+
+    /// Hands a message over to be written. Gives it back if the link is down.
+    pub(crate) fn push(
+        &self,
+        channel: u32,
+        sequence: u64,
+        ask: bool,
+        body: Bytes,
+    ) -> Result<(), Bytes> {
+        let mut shared = self.shared();
+        if !shared.up {
+            return Err(body);
+        }
+        let idle = shared.queue.is_empty();
+        shared.queue.push_back(Queued {
+            channel,
+            sequence,
+            ask,
+            body,
+        });
+        drop(shared);
+        if idle {
+            self.writer.wake();
+        }
+        Ok(())
+    }
+
+    /// Keeps the stream open until the link is stopped.
+    async fn run(self: Arc<Self>, me: Identity, connections: Connections) {
+        let mut target = self.target.subscribe();
+        let mut pause = FIRST_PAUSE;
+        let mut reported = false;
+        loop {
+            let broken = tokio::select! {
+                () = self.stop.cancelled() => break,
+                broken = self.stream(&me, &connections, &mut target) => broken,
+            };
+            let was_up = self.lose();
+            if was_up || !reported {
+                warn!(node = %me.node, peer = %self.peer, reason = %broken, "link down");
+                reported = true;
+            }
+            if was_up || matches!(broken, Broken::Moved) {
+                pause = FIRST_PAUSE;
+                reported = was_up;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                () = sleep(pause.mul_f64(rand::random_range(0.5..1.5))) => {}
+                _ = target.changed() => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        self.lose();
+        debug!(node = %me.node, peer = %self.peer, "link closed");
+    }
+
+    /// Opens a stream and follows it until it ends.
+    async fn stream(
+        self: &Arc<Self>,
+        me: &Identity,
+        connections: &Connections,
+        target: &mut watch::Receiver<Target>,
+    ) -> Broken {
+        let Target { address, boot } = target.borrow_and_update().clone();
+        let followed = async {
+            let mut peer = connections.peer(&address)?;
+            let open = proto::Open {
+                cluster: me.cluster.to_string(),
+                node: me.node.get(),
+                boot: me.boot,
+                target: self.peer.get(),
+                target_boot: boot,
+            };
+            let opened = async {
+                let replies = peer.link(self.writer(open)).await?;
+                let mut replies = replies.into_inner();
+                let first = replies.message().await?.ok_or(Broken::Ended)?;
+                welcome(&first)?;
+                Ok::<_, Broken>(replies)
+            };
+            let replies = timeout(OPEN_TIMEOUT, opened)
+                .await
+                .map_err(|_| Broken::Silent)??;
+            self.shared().up = true;
+            self.writer.wake();
+            info!(node = %me.node, peer = %self.peer, %address, "link up");
+            self.read(replies).await
+        };
+        tokio::select! {
+            ended = followed => ended.err().unwrap_or(Broken::Ended),
+            _ = target.changed() => Broken::Moved,
+        }
+    }
+
+    fn writer(self: &Arc<Self>, open: proto::Open) -> Writer {
+        let mut shared = self.shared();
+        shared.stream += 1;
+        Writer {
+            link: self.clone(),
+            stream: shared.stream,
+            open: Some(open),
+        }
+    }
+
+    async fn read(&self, mut replies: Streaming<LinkReply>) -> Result<(), Broken> {
+        while let Some(frame) = replies.message().await? {
+            for grant in frame.grants {
+                let refusal = (!grant.refusal.is_empty()).then_some(grant.refusal);
+                if let Some(mailbox) = self.mailbox(grant.channel)? {
+                    mailbox.granted(self.peer, grant.window, refusal);
+                }
+            }
+            for settled in frame.verdicts {
+                let verdict = match settled.kind() {
+                    verdict::Kind::Accepted => Verdict::Accepted,
+                    verdict::Kind::Returned => Verdict::Returned,
+                    verdict::Kind::Rejected => Verdict::Rejected(settled.reason),
+                    verdict::Kind::Unspecified => {
+                        return Err(Broken::Protocol("a verdict of no known kind"));
+                    }
+                };
+                if let Some(mailbox) = self.mailbox(settled.channel)? {
+                    mailbox.settled(self.peer, settled.first, settled.count, verdict);
+                }
+            }
+            for replied in frame.replies {
+                let reply = match replied.result {
+                    Some(reply::Result::Value(bytes)) => Ok(bytes),
+                    Some(reply::Result::None(reason)) => Err(reason),
+                    None => Err("the peer sent an empty reply".to_owned()),
+                };
+                if let Some(mailbox) = self.mailbox(replied.channel)? {
+                    mailbox.replied(self.peer, replied.sequence, reply);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The mailbox of a channel, unless that is gone.
+    fn mailbox(&self, channel: u32) -> Result<Option<Arc<dyn Feedback>>, Broken> {
+        let shared = self.shared();
+        let channel = shared
+            .channels
+            .get(channel as usize)
+            .ok_or(Broken::Protocol("a channel that does not exist"))?;
+        Ok(channel.mailbox.upgrade())
+    }
+
+    /// Marks the link as down and tells the mailboxes. Whether it was up.
+    fn lose(&self) -> bool {
+        let mut shared = self.shared();
+        let was_up = std::mem::replace(&mut shared.up, false);
+        shared.stream += 1;
+        shared.declared = 0;
+        shared.queue.clear();
+        let told: Vec<_> = shared
+            .channels
+            .iter()
+            .map(|channel| (channel.mailbox.clone(), channel.unsent))
+            .collect();
+        drop(shared);
+        self.writer.wake();
+        if was_up {
+            for (mailbox, unsent) in told {
+                if let Some(mailbox) = mailbox.upgrade() {
+                    mailbox.broken(self.peer, unsent);
+                }
+            }
+        }
+        was_up
+    }
+}
+
+fn welcome(first: &LinkReply) -> Result<(), Broken> {
+    let opened = first
+        .opened
+        .as_ref()
+        .ok_or(Broken::Protocol("the first frame answers nothing"))?;
+    match opened.answer() {
+        Answer::Welcome => Ok(()),
+        Answer::WrongCluster => Err(Broken::Refused("it belongs to another cluster")),
+        Answer::WrongNode => Err(Broken::Refused("it is another node")),
+        Answer::WrongBoot => Err(Broken::Refused("it has been restarted")),
+        Answer::Closing => Err(Broken::Refused("it is shutting down")),
+        Answer::Unspecified => Err(Broken::Protocol("an answer of no known kind")),
+    }
+}
+
+/// The frames of one stream. Each takes what has gathered when it is asked for.
+struct Writer {
+    link: Arc<Link>,
+    stream: u64,
+    open: Option<proto::Open>,
+}
+
+impl Stream for Writer {
+    type Item = LinkRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<LinkRequest>> {
+        if let Some(open) = self.open.take() {
+            return Poll::Ready(Some(LinkRequest {
+                open: Some(open),
+                ..LinkRequest::default()
+            }));
+        }
+        // Before the look: what is pushed after it wakes this task again.
+        self.link.writer.register(cx.waker());
+        let mut shared = self.link.shared();
+        if shared.stream != self.stream {
+            return Poll::Ready(None);
+        }
+        match shared.up.then(|| shared.frame()).flatten() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Shared {
+    /// The next frame, if there is anything to say.
+    fn frame(&mut self) -> Option<LinkRequest> {
+        let mut frame = LinkRequest::default();
+        for (number, channel) in self.channels.iter().enumerate().skip(self.declared) {
+            frame.channels.push(proto::Channel {
+                id: number as u32,
+                namespace: channel.namespace.to_string(),
+                label: channel.label.to_string(),
+            });
+        }
+        self.declared = self.channels.len();
+        let mut bytes = 0;
+        while bytes < FRAME_BYTES
+            && let Some(queued) = self.queue.pop_front()
+        {
+            bytes += queued.body.len();
+            self.channels[queued.channel as usize].unsent = queued.sequence + 1;
+            append(&mut frame.runs, queued);
+        }
+        let empty = frame.channels.is_empty() && frame.runs.is_empty();
+        (!empty).then_some(frame)
+    }
+}
+
+/// Puts a message into the last run if it goes on there.
+fn append(runs: &mut Vec<proto::Run>, queued: Queued) {
+    if let Some(run) = runs.last_mut()
+        && run.channel == queued.channel
+        && run.ask == queued.ask
+        && run.first + run.messages.len() as u64 == queued.sequence
+    {
+        run.messages.push(queued.body);
+        return;
+    }
+    runs.push(proto::Run {
+        channel: queued.channel,
+        first: queued.sequence,
+        ask: queued.ask,
+        messages: vec![queued.body],
+    });
+}

@@ -1,0 +1,105 @@
+//! The sending side of a namespace on one node.
+//!
+//! The [`Outbox`] holds the messages and decides where they go. The [`Mailbox`]
+//! is its actor, on the node's own arbiter: it keeps the deadlines, and it is
+//! what a plain `Recipient<M>` of the namespace leads to.
+
+mod outbox;
+mod rotation;
+
+use std::{future::pending, sync::Arc};
+
+use actix::{
+    Actor, AsyncContext, Context, Handler, Message, WrapFuture,
+    dev::{MessageResponse, OneshotSender},
+};
+use tokio::time::{Instant, sleep_until};
+
+pub(crate) use self::outbox::{AnyOutbox, Limits, Outbox, Place};
+use crate::message::RemoteMessage;
+
+/// Distributes the messages of a namespace that this node sends.
+pub(crate) struct Mailbox<M: RemoteMessage> {
+    outbox: Arc<Outbox<M>>,
+    capacity: usize,
+}
+
+impl<M: RemoteMessage> Mailbox<M> {
+    /// `capacity` is the mailbox's, in messages. It is never full for long: the
+    /// actor passes everything on to the outbox at once.
+    pub(crate) fn new(outbox: Arc<Outbox<M>>, capacity: usize) -> Self {
+        Self { outbox, capacity }
+    }
+}
+
+impl<M: RemoteMessage> Actor for Mailbox<M> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(self.capacity);
+        let outbox = self.outbox.clone();
+        let keep_deadlines = async move {
+            loop {
+                let earliest = outbox.earliest();
+                let expired = async {
+                    match earliest {
+                        Some(earliest) => sleep_until(earliest).await,
+                        None => pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = expired => outbox.expire(Instant::now()),
+                    () = outbox.sooner() => {}
+                }
+            }
+        };
+        ctx.spawn(keep_deadlines.into_actor(self));
+    }
+}
+
+impl<M: RemoteMessage> Handler<M> for Mailbox<M> {
+    type Result = PassedOn<M>;
+
+    fn handle(&mut self, message: M, _: &mut Self::Context) -> PassedOn<M> {
+        PassedOn {
+            outbox: self.outbox.clone(),
+            message,
+        }
+    }
+}
+
+/// A message that a `Recipient` was given: sent, with or without a reply, once
+/// it is known whether its sender wants one.
+pub(crate) struct PassedOn<M: RemoteMessage> {
+    outbox: Arc<Outbox<M>>,
+    message: M,
+}
+
+impl<M: RemoteMessage> MessageResponse<Mailbox<M>, M> for PassedOn<M> {
+    fn handle(self, _: &mut Context<Mailbox<M>>, waiter: Option<OneshotSender<M::Result>>) {
+        let Some(waiter) = waiter else {
+            return self.outbox.do_send(self.message);
+        };
+        let request = self.outbox.send(self.message);
+        actix_rt::spawn(async move {
+            // Without a reply the waiter is dropped, which its owner sees as
+            // `MailboxError::Closed`: actix has no finer word.
+            if let Ok(reply) = request.await {
+                let _ = waiter.send(reply);
+            }
+        });
+    }
+}
+
+/// Ends the mailbox with its node.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Stop;
+
+impl<M: RemoteMessage> Handler<Stop> for Mailbox<M> {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        actix::ActorContext::stop(ctx);
+    }
+}

@@ -1,0 +1,158 @@
+//! What can travel: the bound on messages, their labels and their encoding.
+
+use std::{any::type_name, mem::size_of};
+
+use actix::Message;
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A message that can be sent to another node.
+///
+/// It is implemented for every type that fits: derive [`Message`],
+/// [`Serialize`] and [`Deserialize`](serde::Deserialize). The result has to
+/// travel back, so it needs `Serialize` and `Deserialize` too.
+///
+/// ```
+/// use dchan::prelude::*;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Message, Serialize, Deserialize)]
+/// #[rtype(result = "Result<u32, String>")]
+/// struct Reserve { item: String, count: u32 }
+///
+/// fn travels<M: RemoteMessage>() {}
+/// travels::<Reserve>();
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be sent to another node",
+    label = "this message cannot travel",
+    note = "a message needs `#[derive(Message, Serialize, Deserialize)]` and has to be `Send + Unpin + 'static`",
+    note = "its result, the type in `#[rtype(result = \"...\")]`, needs `Serialize`, `Deserialize` and `Send` too"
+)]
+pub trait RemoteMessage:
+    Message<Result: Serialize + DeserializeOwned + Send>
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Unpin
+    + 'static
+{
+}
+
+impl<M> RemoteMessage for M where
+    M: Message<Result: Serialize + DeserializeOwned + Send>
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Unpin
+        + 'static
+{
+}
+
+/// A message on its way: as it is for a recipient on this node, encoded for all
+/// others.
+pub(crate) enum Body<M> {
+    Value(M),
+    Encoded(Bytes),
+}
+
+impl<M: RemoteMessage> Body<M> {
+    /// What it takes in memory, in bytes. A message that has not been encoded
+    /// counts with its size on the stack.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Value(_) => size_of::<M>(),
+            Self::Encoded(bytes) => bytes.len(),
+        }
+    }
+
+    pub(crate) fn into_message(self) -> Result<M, String> {
+        match self {
+            Self::Value(message) => Ok(message),
+            Self::Encoded(bytes) => {
+                decode(&bytes).map_err(|reason| unreadable(type_name::<M>(), &reason))
+            }
+        }
+    }
+}
+
+fn unreadable(expected: &str, reason: &str) -> String {
+    format!("it does not decode to {expected}: {reason}")
+}
+
+/// MessagePack with field names, so that fields can be added while nodes of
+/// both versions run.
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
+    rmp_serde::to_vec_named(value)
+        .map(Bytes::from)
+        .map_err(|error| error.to_string())
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// The name under which a type is compared between nodes: its own, with the
+/// module paths stripped, for those may differ between programs.
+pub(crate) fn label<M>() -> String {
+    without_paths(type_name::<M>())
+}
+
+fn without_paths(name: &str) -> String {
+    let mut label = String::with_capacity(name.len());
+    let mut word = 0;
+    let mut characters = name.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            ':' if characters.peek() == Some(&':') => {
+                characters.next();
+                label.truncate(word);
+            }
+            character => {
+                label.push(character);
+                if !character.is_alphanumeric() && character != '_' {
+                    word = label.len();
+                }
+            }
+        }
+    }
+    label
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[test]
+    fn a_label_has_no_paths() {
+        for (name, label) in [
+            ("u32", "u32"),
+            ("a::b::Order", "Order"),
+            ("a::Order<b::c::Widget>", "Order<Widget>"),
+            ("a::Order<(b::X, &[c::Y; 3])>", "Order<(X, &[Y; 3])>"),
+        ] {
+            assert_eq!(without_paths(name), label);
+        }
+    }
+
+    #[test]
+    fn fields_can_be_added_while_both_versions_run() {
+        #[derive(Serialize, Deserialize)]
+        struct Old {
+            id: u32,
+        }
+        #[derive(Serialize, Deserialize)]
+        struct New {
+            id: u32,
+            #[serde(default)]
+            note: String,
+        }
+        let new: New = decode(&encode(&Old { id: 7 }).unwrap()).unwrap();
+        assert_eq!((new.id, new.note.as_str()), (7, ""));
+        let note = "x".to_owned();
+        let old: Old = decode(&encode(&New { id: 8, note }).unwrap()).unwrap();
+        assert_eq!(old.id, 8);
+    }
+}

@@ -1,0 +1,257 @@
+//! A typed channel that spans the cluster, as users hold it.
+
+use std::{fmt, sync::Arc};
+
+use actix::{
+    Actor, Addr, AsyncContext, Handler, Message, Recipient, dev::AsyncContextParts,
+    prelude::SendError,
+};
+
+use crate::{
+    bridge::{NamespaceSink, Receiver},
+    cluster::Handle,
+    delivery::{Delivery, Request},
+    inbox::{ActorFeed, Channel, Seat, feed_recipient},
+    mailbox::{Mailbox, Outbox},
+    message::RemoteMessage,
+    registration::{Hold, Registration},
+};
+
+/// A named channel for messages of one type, from
+/// [`Cluster::namespace`](crate::Cluster::namespace).
+///
+/// Any node sends to it and any node receives from it. Each message goes to
+/// one receiver: in turn to the nodes that receive the namespace and are ready
+/// for more, this node included, and there to one recipient. While nobody
+/// receives, messages wait in this node's outbox.
+///
+/// Messages from one node to one recipient are handed over in the order in
+/// which they were sent, but for those that another receiver had returned.
+/// None is ever delivered twice.
+///
+/// It is cheap to clone. Clones send in the same turn.
+///
+/// # Example
+///
+/// ```
+/// use dchan::{Cluster, prelude::*};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Message, Serialize, Deserialize)]
+/// #[rtype(result = "u32")]
+/// struct Double(u32);
+///
+/// struct Doubler;
+///
+/// impl Actor for Doubler {
+///     type Context = Context<Self>;
+/// }
+///
+/// impl Handler<Double> for Doubler {
+///     type Result = u32;
+///
+///     fn handle(&mut self, Double(number): Double, _: &mut Context<Self>) -> u32 {
+///         2 * number
+///     }
+/// }
+///
+/// # #[actix::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cluster = Cluster::builder("127.0.0.1:0").start().await?;
+/// let numbers = cluster.namespace::<Double>("numbers");
+/// let registration = numbers.subscribe(Doubler.start().recipient());
+/// registration.ready().await?;
+///
+/// assert_eq!(numbers.send(Double(21)).await?, 42);
+/// cluster.shutdown().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Namespace<M: RemoteMessage> {
+    core: Arc<Core<M>>,
+    /// The node lives while anybody can send.
+    handle: Arc<Handle>,
+}
+
+/// What all handles of a namespace on a node share.
+pub(crate) struct Core<M: RemoteMessage> {
+    pub(crate) name: Arc<str>,
+    pub(crate) label: Arc<str>,
+    pub(crate) outbox: Arc<Outbox<M>>,
+    pub(crate) channel: Arc<Channel<M>>,
+    pub(crate) mailbox: Addr<Mailbox<M>>,
+}
+
+impl<M: RemoteMessage> Clone for Namespace<M> {
+    fn clone(&self) -> Self {
+        Self {
+            core: self.core.clone(),
+            handle: self.handle.clone(),
+        }
+    }
+}
+
+impl<M: RemoteMessage> fmt::Debug for Namespace<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Namespace")
+            .field("name", &self.core.name)
+            .field("label", &self.core.label)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<M: RemoteMessage> Namespace<M> {
+    pub(crate) fn new(core: Arc<Core<M>>, handle: Arc<Handle>) -> Self {
+        Self { core, handle }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.core.name
+    }
+
+    /// Sends without waiting for anything.
+    ///
+    /// A message that cannot be delivered (the outbox is full, nobody receives
+    /// until the builder's [`send_timeout`](crate::Builder::send_timeout), it
+    /// does not encode) becomes a dead letter: it is counted in
+    /// [`Status`](crate::Status) and traced.
+    pub fn do_send(&self, message: M) {
+        self.core.outbox.do_send(message);
+    }
+
+    /// Sends unless the outbox is full. From then on the message fares as with
+    /// [`do_send`](Self::do_send).
+    ///
+    /// # Errors
+    ///
+    /// Gives the message back: as [`SendError::Full`] while receivers take less
+    /// than is sent, and as [`SendError::Closed`] when the node has shut down.
+    pub fn try_send(&self, message: M) -> Result<(), SendError<M>> {
+        self.core.outbox.try_send(message)
+    }
+
+    /// Sends and waits for what the handler returns.
+    ///
+    /// The message is on its way when this returns; the future only waits. The
+    /// outbox takes it even when it is full, for it is bounded by who awaits.
+    pub fn send(&self, message: M) -> Request<M> {
+        self.core.outbox.send(message)
+    }
+
+    /// Sends and waits until a recipient has the message.
+    ///
+    /// The message is on its way when this returns; the future only waits. The
+    /// outbox takes it even when it is full, for it is bounded by who awaits.
+    pub fn deliver(&self, message: M) -> Delivery {
+        self.core.outbox.deliver(message)
+    }
+
+    /// A plain actix recipient that sends to the namespace, for code that knows
+    /// nothing of clusters.
+    ///
+    /// What it is given goes through an actor of this node and then fares as
+    /// with [`do_send`](Self::do_send), or [`send`](Self::send) where a reply is
+    /// awaited. Where the namespace would yield a
+    /// [`DeliveryError`](crate::DeliveryError), it yields
+    /// [`MailboxError`](actix::MailboxError).
+    pub fn recipient(&self) -> Recipient<M> {
+        self.core.mailbox.clone().recipient()
+    }
+
+    /// A sink that sends to the namespace.
+    pub fn sink(&self) -> NamespaceSink<M> {
+        NamespaceSink::new(self.core.outbox.clone())
+    }
+
+    /// Registers an actor as a recipient, from its own context: call it in
+    /// [`started`](Actor::started).
+    ///
+    /// The actor takes messages when its own mailbox is empty. As many as its
+    /// mailbox has room for (actix's default is 16) are set aside for it; the
+    /// rest goes to others or waits. The registration ends when the actor
+    /// stops. A message counts as accepted when its handler is called, and as
+    /// handled when the handler's response is there; if the actor stops in
+    /// between, its sender sees [`DeliveryError::Lost`](crate::DeliveryError::Lost).
+    ///
+    /// ```
+    /// # use dchan::{Namespace, Registration, prelude::*};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Message, Serialize, Deserialize)]
+    /// # #[rtype(result = "()")]
+    /// # struct Order;
+    /// struct Warehouse {
+    ///     orders: Namespace<Order>,
+    ///     registration: Option<Registration>,
+    /// }
+    ///
+    /// impl Actor for Warehouse {
+    ///     type Context = Context<Self>;
+    ///
+    ///     fn started(&mut self, ctx: &mut Context<Self>) {
+    ///         self.registration = Some(self.orders.register::<Self>(ctx));
+    ///     }
+    /// }
+    /// # impl Handler<Order> for Warehouse {
+    /// #     type Result = ();
+    /// #     fn handle(&mut self, _: Order, _: &mut Context<Self>) {}
+    /// # }
+    /// ```
+    pub fn register<A>(&self, ctx: &mut A::Context) -> Registration
+    where
+        A: Actor + Handler<M>,
+        A::Context: AsyncContext<A> + AsyncContextParts<A>,
+    {
+        let capacity = match ctx.parts().capacity() {
+            // What actix calls unbounded is bounded by the window here.
+            0 => self.handle.settings().window as usize,
+            capacity => capacity,
+        };
+        let seat = self.core.channel.add(capacity);
+        let registration = self.registration(&seat);
+        ctx.spawn(ActorFeed::new(seat));
+        registration
+    }
+
+    /// Registers any actix recipient.
+    ///
+    /// Up to 64 messages are in its hands at a time, from when they are put into
+    /// its mailbox until they have been handled. When its actor is found to be
+    /// stopped the registration ends. Prefer [`register`](Self::register),
+    /// which notices at once and is faster.
+    pub fn subscribe(&self, recipient: Recipient<M>) -> Registration {
+        let seat = self.core.channel.add(1);
+        let registration = self.registration(&seat);
+        self.handle.spawn(feed_recipient(seat, recipient));
+        registration
+    }
+
+    /// Registers a stream, for code that has no actor. `capacity` is how many
+    /// messages are set aside for it.
+    pub fn receiver(&self, capacity: usize) -> Receiver<M>
+    where
+        M: Message<Result = ()>,
+    {
+        let seat = self.core.channel.add(capacity);
+        let registration = self.registration(&seat);
+        Receiver::new(seat, registration)
+    }
+
+    fn registration(&self, seat: &Seat<M>) -> Registration {
+        let settings = self.handle.settings();
+        let me = self.handle.me();
+        Registration::new(Hold {
+            channel: seat.channel().clone(),
+            id: seat.id(),
+            handling: seat.handling().clone(),
+            namespace: self.core.name.clone(),
+            label: self.core.label.clone(),
+            node: me.node,
+            boot: me.boot,
+            agreed: self.handle.agreed(),
+            register_timeout: settings.register_timeout,
+            drain_timeout: settings.drain_timeout,
+            stop: self.handle.stopped(),
+        })
+    }
+}

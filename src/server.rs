@@ -1,0 +1,157 @@
+//! What other nodes ask of this one: control goes to the Raft actor, links to
+//! the inbox.
+
+use std::sync::Arc;
+
+use actix::{Addr, MailboxError};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::{
+    inbox::Inbox,
+    link::{Channels, Incoming, Replies},
+    proto::{
+        FoundReply, FoundRequest, HelloReply, HelloRequest, LinkRequest, Open, RaftReply,
+        RaftRequest, SubmitReply, SubmitRequest, opened::Answer, peer_server,
+    },
+    raft::{Found, Hello, RaftActor, Rpc, RpcError, Submit},
+    view::{Identity, NodeId},
+};
+
+pub(crate) struct Server {
+    pub(crate) me: Identity,
+    pub(crate) raft: Addr<RaftActor>,
+    pub(crate) inbox: Arc<Inbox>,
+    /// Counts the links that are being read.
+    pub(crate) tasks: TaskTracker,
+    /// Ends them.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Server {
+    /// The address to send to. A clone each time, for actix keeps a place in
+    /// the mailbox for each sender, and never wakes one that finds it full.
+    fn raft(&self) -> Addr<RaftActor> {
+        self.raft.clone()
+    }
+}
+
+fn stopped(_: MailboxError) -> Status {
+    Status::unavailable("the node is shutting down")
+}
+
+#[tonic::async_trait]
+impl peer_server::Peer for Server {
+    async fn hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        let reply = self.raft().send(Hello).await.map_err(stopped)?;
+        Ok(Response::new(reply))
+    }
+
+    async fn found(&self, request: Request<FoundRequest>) -> Result<Response<FoundReply>, Status> {
+        let found = Found(request.into_inner());
+        let reply = self.raft().send(found).await.map_err(stopped)?;
+        Ok(Response::new(reply))
+    }
+
+    async fn submit(
+        &self,
+        request: Request<SubmitRequest>,
+    ) -> Result<Response<SubmitReply>, Status> {
+        let submit = Submit(request.into_inner());
+        let reply = self.raft().send(submit).await.map_err(stopped)?;
+        Ok(Response::new(reply))
+    }
+
+    async fn raft(&self, request: Request<RaftRequest>) -> Result<Response<RaftReply>, Status> {
+        let request = request.into_inner();
+        if *request.cluster != *self.me.cluster {
+            return Err(Status::failed_precondition("another cluster"));
+        }
+        if request.target != self.me.node.get() {
+            return Err(Status::failed_precondition("another node"));
+        }
+        let rpc = Rpc {
+            kind: request.kind(),
+            body: request.body,
+        };
+        match self.raft().send(rpc).await.map_err(stopped)? {
+            Ok(body) => Ok(Response::new(RaftReply { body })),
+            Err(RpcError::UnknownKind) => Err(Status::unimplemented("no such Raft RPC")),
+            Err(error) => {
+                warn!(node = %self.me.node, %error, "a Raft RPC cannot be answered");
+                Err(Status::invalid_argument(error.to_string()))
+            }
+        }
+    }
+
+    type LinkStream = Replies;
+
+    async fn link(
+        &self,
+        request: Request<Streaming<LinkRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let mut frames = request.into_inner();
+        let first = frames.message().await?;
+        let open = first
+            .and_then(|frame| frame.open)
+            .ok_or_else(|| Status::invalid_argument("the first frame has to open the link"))?;
+        let answer = self.answer(&open);
+        let incoming = Incoming::new(NodeId::from(open.node));
+        incoming.answer(answer);
+        if answer == Answer::Welcome {
+            self.follow(incoming.clone(), frames);
+        } else {
+            debug!(node = %self.me.node, peer = %incoming.peer, ?answer, "refused a link");
+            incoming.end();
+        }
+        Ok(Response::new(incoming.into_replies()))
+    }
+}
+
+impl Server {
+    fn answer(&self, open: &Open) -> Answer {
+        if *open.cluster != *self.me.cluster {
+            Answer::WrongCluster
+        } else if open.target != self.me.node.get() {
+            Answer::WrongNode
+        } else if open.target_boot != self.me.boot {
+            Answer::WrongBoot
+        } else if self.stop.is_cancelled() {
+            Answer::Closing
+        } else {
+            Answer::Welcome
+        }
+    }
+
+    /// Reads a link until it ends.
+    fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
+        let inbox = self.inbox.clone();
+        let (me, stop) = (self.me.node, self.stop.clone());
+        self.tasks.spawn(async move {
+            let peer = incoming.peer;
+            let mut channels = Channels::new(incoming.clone(), |name: &str| inbox.inlet(name));
+            loop {
+                let frame = tokio::select! {
+                    frame = frames.message() => frame,
+                    () = stop.cancelled() => break,
+                };
+                match frame {
+                    Ok(Some(frame)) => {
+                        if let Err(error) = channels.frame(frame) {
+                            warn!(node = %me, %peer, %error, "a peer broke the link protocol");
+                            break;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(status) => {
+                        debug!(node = %me, %peer, %status, "an incoming link was cut");
+                        break;
+                    }
+                }
+            }
+            incoming.end();
+            info!(node = %me, %peer, "incoming link ended");
+        });
+    }
+}
