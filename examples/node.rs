@@ -1,0 +1,145 @@
+//! One real node. Try three of them, each in a terminal of its own:
+//!
+//! ```text
+//! cargo run --example node -- --addr 127.0.0.1:7001 --receive lines
+//! cargo run --example node -- --addr 127.0.0.1:7002 --peers 127.0.0.1:7001 --receive lines
+//! cargo run --example node -- --addr 127.0.0.1:7003 --peers 127.0.0.1:7001
+//! ```
+//!
+//! A line that is typed in one of them is printed by one of those that receive,
+//! in turn. Stop a node with Ctrl-C; give it `--data-dir DIR` and it comes back
+//! as the same node, even after a `kill -9`. `RUST_LOG=dchan=info` shows what
+//! the nodes tell each other.
+
+use std::{env, process::ExitCode, time::Duration};
+
+use dchan::{Builder, Cluster, DeliveryError, NodeId, prelude::*};
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, stdin},
+    signal,
+};
+
+const USAGE: &str = "usage: node --addr HOST:PORT [--peers HOST:PORT,...] [--data-dir DIR] \
+                     [--receive NAMESPACE] [--send NAMESPACE (default: lines)]";
+
+#[derive(Message, Serialize, Deserialize)]
+#[rtype(result = "()")]
+struct Line {
+    from: NodeId,
+    text: String,
+}
+
+struct Arguments {
+    builder: Builder,
+    receive: Option<String>,
+    send: String,
+}
+
+fn arguments() -> Option<Arguments> {
+    let mut words = env::args().skip(1);
+    let (mut addr, mut peers, mut data_dir) = (None, None, None);
+    let (mut receive, mut send) = (None, "lines".to_owned());
+    while let Some(word) = words.next() {
+        let value = words.next()?;
+        match word.as_str() {
+            "--addr" => addr = Some(value),
+            "--peers" => peers = Some(value),
+            "--data-dir" => data_dir = Some(value),
+            "--receive" => receive = Some(value),
+            "--send" => send = value,
+            _ => return None,
+        }
+    }
+    let mut builder = Cluster::builder(addr?);
+    if let Some(peers) = peers {
+        builder = builder.peers(peers.split(','));
+    }
+    if let Some(data_dir) = data_dir {
+        builder = builder.data_dir(data_dir);
+    }
+    Some(Arguments {
+        builder: builder.join_timeout(Duration::from_secs(120)),
+        receive,
+        send,
+    })
+}
+
+#[actix::main]
+async fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let Some(arguments) = arguments() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    match run(arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let cluster = arguments.builder.start().await?;
+    let status = cluster.status();
+    println!(
+        "node {} (boot {}) is up at {}",
+        status.node, status.boot, status.address
+    );
+
+    if let Some(name) = &arguments.receive {
+        let mut received = cluster.namespace::<Line>(name).receiver(16);
+        received.ready().await?;
+        println!("receiving {name}");
+        actix::spawn(async move {
+            while let Some(Line { from, text }) = received.next().await {
+                println!("{from}: {text}");
+            }
+        });
+    }
+
+    let lines = cluster.namespace::<Line>(&arguments.send);
+    let mut typed = Some(BufReader::new(stdin()).lines());
+    let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
+    loop {
+        let next = async {
+            match &mut typed {
+                Some(typed) => typed.next_line().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            line = next => match line? {
+                Some(text) => {
+                    let from = status.node;
+                    report(lines.deliver(Line { from, text }));
+                }
+                // Nobody types any more; the node goes on.
+                None => typed = None,
+            },
+            _ = signal::ctrl_c() => break,
+            _ = terminate.recv() => break,
+        }
+    }
+    cluster.shutdown().await?;
+    println!("left the cluster");
+    Ok(())
+}
+
+/// Says what became of a line, when that is known.
+fn report(delivery: dchan::Delivery) {
+    actix::spawn(async move {
+        match delivery.await {
+            Ok(node) => println!("-> {node}"),
+            Err(DeliveryError::Closed) => {}
+            Err(error) => println!("-> not delivered: {error}"),
+        }
+    });
+}
