@@ -16,10 +16,7 @@ use std::{env, process::ExitCode, time::Duration};
 use dchan::{Builder, Cluster, DeliveryError, NodeId, prelude::*};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader, stdin},
-    signal,
-};
+use tokio::{signal, sync::mpsc};
 
 const USAGE: &str = "usage: node --addr HOST:PORT [--peers HOST:PORT,...] [--data-dir DIR] \
                      [--receive NAMESPACE] [--send NAMESPACE (default: lines)]";
@@ -106,24 +103,14 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let lines = cluster.namespace::<Line>(&arguments.send);
-    let mut typed = Some(BufReader::new(stdin()).lines());
+    let mut typed = typed_lines();
     let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
     loop {
-        let next = async {
-            match &mut typed {
-                Some(typed) => typed.next_line().await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
-            line = next => match line? {
-                Some(text) => {
-                    let from = status.node;
-                    report(lines.deliver(Line { from, text }));
-                }
-                // Nobody types any more; the node goes on.
-                None => typed = None,
-            },
+            Some(text) = typed.recv() => {
+                let from = status.node;
+                report(lines.deliver(Line { from, text }));
+            }
             _ = signal::ctrl_c() => break,
             _ = terminate.recv() => break,
         }
@@ -131,6 +118,20 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     cluster.shutdown().await?;
     println!("left the cluster");
     Ok(())
+}
+
+/// What is typed. A thread of its own reads it, for a read from a terminal
+/// cannot be called off. When nobody types any more the node goes on.
+fn typed_lines() -> mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }
 
 /// Says what became of a line, when that is known.

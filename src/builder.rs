@@ -185,8 +185,14 @@ impl Builder {
     /// Every [`StartError`] says what to do about it. Nothing is left running.
     pub async fn start(self) -> Result<Cluster, StartError> {
         let cluster = Cluster::launch(self.checked()?, true).await?.0;
-        cluster.joined().await?;
-        Ok(cluster)
+        match cluster.joined().await {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                // It gave nothing up: nobody has used it yet.
+                let _ = cluster.stop(false).await;
+                Err(error)
+            }
+        }
     }
 
     /// Starts the node without a server of its own: add the routes to a tonic

@@ -23,12 +23,6 @@ use serde::{Serialize, de::DeserializeOwned};
 /// fn travels<M: RemoteMessage>() {}
 /// travels::<Reserve>();
 /// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be sent to another node",
-    label = "this message cannot travel",
-    note = "a message needs `#[derive(Message, Serialize, Deserialize)]` and has to be `Send + Unpin + 'static`",
-    note = "its result, the type in `#[rtype(result = \"...\")]`, needs `Serialize`, `Deserialize` and `Send` too"
-)]
 pub trait RemoteMessage:
     Message<Result: Serialize + DeserializeOwned + Send>
     + Serialize

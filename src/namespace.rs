@@ -170,7 +170,8 @@ impl<M: RemoteMessage> Namespace<M> {
     /// The actor takes messages when its own mailbox is empty. As many as its
     /// mailbox has room for (actix's default is 16) are set aside for it; the
     /// rest goes to others or waits. The registration ends when the actor
-    /// stops. A message counts as accepted when its handler is called, and as
+    /// stops; until it ends the actor lives, even if nobody holds its address.
+    /// A message counts as accepted when its handler is called, and as
     /// handled when the handler's response is there; if the actor stops in
     /// between, its sender sees [`DeliveryError::Lost`](crate::DeliveryError::Lost).
     ///

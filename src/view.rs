@@ -50,9 +50,12 @@ pub(crate) struct Identity {
 /// A change to the view. Everything that Raft agrees on is one of these.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Command {
-    /// Tells this cluster from any other one of the same name. Only the first
-    /// one counts.
-    Form { formation: u64 },
+    /// Tells this cluster from any other one of the same name, and says who has
+    /// formed it. Only the first one counts.
+    Form {
+        formation: u64,
+        members: Vec<(NodeId, Member)>,
+    },
     /// The node runs at this address. What its earlier boots had registered is
     /// gone, and so is any other node that was at the address.
     NodeUp {
@@ -104,9 +107,12 @@ impl View {
     /// Applies one command. Pure: the same on every node.
     pub(crate) fn apply(&mut self, command: &Command) {
         match command {
-            Command::Form { formation } => {
+            Command::Form { formation, members } => {
                 if self.formation == 0 {
                     self.formation = *formation;
+                    for (node, member) in members {
+                        self.node_up(*node, member.boot, &member.address);
+                    }
                 }
             }
             Command::NodeUp {

@@ -3,7 +3,8 @@
 mod common;
 
 use common::*;
-use futures_util::future::join_all;
+use dchan::prelude::*;
+use futures_util::{StreamExt, future::join_all};
 
 #[actix::test]
 async fn a_single_node_receives_what_it_sends() {
@@ -78,4 +79,174 @@ async fn warm_up(numbers: &dchan::Namespace<Number>, recorders: &[(actix::Addr<R
     {
         numbers.deliver(Number(0)).await.unwrap();
     }
+}
+
+#[actix::test]
+async fn several_recipients_on_one_node_share_what_it_receives() {
+    let node = builder().start().await.unwrap();
+    let (_first, first) = Recorder::start_on(&node, "numbers").await;
+    let (_second, second) = Recorder::start_on(&node, "numbers").await;
+    let numbers = node.namespace::<Number>("numbers");
+    for number in 0..10 {
+        numbers.deliver(Number(number)).await.unwrap();
+    }
+    assert_eq!(first.lock().unwrap().len(), 5);
+    assert_eq!(second.lock().unwrap().len(), 5);
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn any_recipient_can_subscribe() {
+    struct Tripler;
+    impl Actor for Tripler {
+        type Context = Context<Self>;
+    }
+    impl Handler<Number> for Tripler {
+        type Result = u64;
+        fn handle(&mut self, Number(number): Number, _: &mut Self::Context) -> u64 {
+            3 * number
+        }
+    }
+
+    let nodes = cluster_of(2).await;
+    let there = nodes[1].namespace::<Number>("numbers");
+    let registration = there.subscribe(Tripler.start().recipient());
+    registration.ready().await.unwrap();
+
+    let numbers = nodes[0].namespace::<Number>("numbers");
+    let replies = join_all((0..500).map(|number| numbers.send(Number(number)))).await;
+    for (number, reply) in (0..).zip(replies) {
+        assert_eq!(reply, Ok(3 * number));
+    }
+    registration.close().await.unwrap();
+    until_received(&nodes, "numbers", 0).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_subscription_ends_when_its_actor_is_found_stopped() {
+    struct Mortal;
+    impl Actor for Mortal {
+        type Context = Context<Self>;
+    }
+    impl Handler<Number> for Mortal {
+        type Result = u64;
+        fn handle(&mut self, Number(number): Number, ctx: &mut Self::Context) -> u64 {
+            ctx.stop();
+            number
+        }
+    }
+
+    let node = builder().start().await.unwrap();
+    let numbers = node.namespace::<Number>("numbers");
+    let addr = Mortal.start();
+    numbers.subscribe(addr.clone().recipient()).detach();
+    assert_eq!(numbers.send(Number(1)).await, Ok(1));
+    until("the actor has stopped", || !addr.connected()).await;
+
+    // The next message finds nobody, and goes to who comes later.
+    let second = numbers.send(Number(2));
+    let (_recorder, _) = Recorder::start_on(&node, "numbers").await;
+    assert_eq!(second.await, Ok(4));
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn a_stream_receives_in_order() {
+    let nodes = cluster_of(2).await;
+    let mut events = nodes[1].namespace::<Event>("events").receiver(8);
+    events.ready().await.unwrap();
+    let sender = nodes[0].namespace::<Event>("events");
+    for number in 0..5_000 {
+        sender.do_send(Event(number));
+    }
+    for number in 0..5_000 {
+        assert_eq!(events.next().await, Some(Event(number)));
+    }
+    events.close().await.unwrap();
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_registration_ends_with_its_actor() {
+    let node = builder().start().await.unwrap();
+    let (recorder, _) = Recorder::start_on(&node, "numbers").await;
+    until_received(std::slice::from_ref(&node), "numbers", 1).await;
+    recorder.do_send(Stop);
+    until_received(std::slice::from_ref(&node), "numbers", 0).await;
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn a_dropped_receiver_is_unregistered_and_what_it_has_not_read_goes_elsewhere() {
+    let nodes = cluster_of(2).await;
+    let events = nodes[0].namespace::<Event>("events");
+    let unread = nodes[1].namespace::<Event>("events").receiver(4);
+    unread.ready().await.unwrap();
+    let deliveries: Vec<_> = (0..100).map(|n| events.deliver(Event(n))).collect();
+    until("they are under way", || nodes[0].status().under_way == 100).await;
+    drop(unread);
+
+    let mut reader = nodes[0].namespace::<Event>("events").receiver(4);
+    for number in 0..100 {
+        assert_eq!(reader.next().await, Some(Event(number)));
+    }
+    for delivery in deliveries {
+        assert_eq!(delivery.await, Ok(nodes[0].status().node));
+    }
+    drop(reader);
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn after_a_close_nothing_arrives_and_what_was_begun_is_done() {
+    let nodes = cluster_of(2).await;
+    let (closing, closed) = Recorder::start_on(&nodes[0], "numbers").await;
+    let (_staying, _) = Recorder::start_on(&nodes[1], "numbers").await;
+    until_received(&nodes, "numbers", 2).await;
+
+    let numbers = nodes[1].namespace::<Number>("numbers");
+    let requests: Vec<_> = (0..2_000).map(|n| numbers.send(Number(n))).collect();
+    closing.send(Close).await.unwrap();
+    let count = closed.lock().unwrap().len();
+    for (number, request) in (0..).zip(requests) {
+        assert_eq!(request.await, Ok(2 * number));
+    }
+    for number in 0..100 {
+        numbers.send(Number(number)).await.unwrap();
+    }
+    assert_eq!(closed.lock().unwrap().len(), count);
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_second_registration_after_a_close_receives_again() {
+    let nodes = cluster_of(2).await;
+    let events = nodes[0].namespace::<Event>("events");
+    for round in 0..5 {
+        let mut receiver = nodes[1].namespace::<Event>("events").receiver(4);
+        receiver.ready().await.unwrap();
+        events.do_send(Event(round));
+        assert_eq!(receiver.next().await, Some(Event(round)));
+        receiver.close().await.unwrap();
+    }
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn ten_thousand_namespaces_are_registered_together() {
+    let nodes = cluster_of(3).await;
+    let receivers: Vec<_> = (0..10_000)
+        .map(|n| {
+            nodes[1]
+                .namespace::<Event>(&format!("events-{n}"))
+                .receiver(1)
+        })
+        .collect();
+    for receiver in &receivers {
+        receiver.ready().await.unwrap();
+    }
+    assert_eq!(nodes[1].status().receivers.len(), 10_000);
+    drop(receivers);
+    shut_down(nodes).await;
 }

@@ -62,8 +62,10 @@ pub(crate) struct Handle {
     thread: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
-/// A request to leave in order. Answered when the node has stopped.
+/// A request to stop. Answered when the node has stopped.
 struct Shutdown {
+    /// Whether to leave the cluster in order.
+    in_order: bool,
     done: oneshot::Sender<Result<(), ShutdownError>>,
 }
 
@@ -221,8 +223,13 @@ impl Cluster {
     /// [`drain_timeout`](Builder::drain_timeout). The node has stopped all the
     /// same.
     pub async fn shutdown(self) -> Result<(), ShutdownError> {
+        self.stop(true).await
+    }
+
+    /// Stops the node and waits until nothing of it runs.
+    pub(crate) async fn stop(self, in_order: bool) -> Result<(), ShutdownError> {
         let (done, stopped) = oneshot::channel();
-        let asked = self.handle.commands.send(Shutdown { done });
+        let asked = self.handle.commands.send(Shutdown { in_order, done });
         let result = match asked {
             Ok(()) => stopped.await.unwrap_or(Ok(())),
             // Somebody else has stopped it.

@@ -221,13 +221,13 @@ impl Running {
             () = self.node.stop.cancelled() => None,
         };
         let result = match &shutdown {
-            Some(_) => self.leave().await,
-            None => Ok(()),
+            Some(Shutdown { in_order: true, .. }) => self.leave().await,
+            _ => Ok(()),
         };
         self.end().await;
         let _ = following.await;
         info!(node = %self.node.me.node, "node stopped");
-        if let Some(Shutdown { done }) = shutdown {
+        if let Some(Shutdown { done, .. }) = shutdown {
             let _ = done.send(result);
         }
     }

@@ -313,7 +313,8 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     /// Hands the message over, or lets it wait. A message that goes to another
-    /// node, or will in all likelihood, is encoded first, without the lock.
+    /// node is encoded first, without the lock; so is one that waits, unless
+    /// this node itself may turn out to receive it.
     fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), (Refused, Parcel<M>)> {
         loop {
             let mut state = self.state();
@@ -342,7 +343,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 None if !encoded && bounded && state.is_full(self.limits()) => {
                     return Err((Refused::Full, parcel));
                 }
-                None if encoded || state.has_local_lane() => {
+                None if encoded || state.local_window > 0 => {
                     parcel.order = state.next_order();
                     self.note_deadline(&mut state, &parcel);
                     state.waiting_bytes += parcel.size;
@@ -583,10 +584,6 @@ impl<M: RemoteMessage> State<M> {
 
     fn is_full(&self, limits: &Limits) -> bool {
         self.waiting.len() >= limits.outbox_messages || self.waiting_bytes >= limits.outbox_bytes
-    }
-
-    fn has_local_lane(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.agreed && lane.is_local())
     }
 
     fn next_order(&mut self) -> u64 {

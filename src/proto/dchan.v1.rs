@@ -25,6 +25,8 @@ pub struct HelloReply {
     /// Which forming of a cluster of that name it was, or nought.
     #[prost(fixed64, tag = "6")]
     pub formation: u64,
+    #[prost(uint64, tag = "7")]
+    pub boot: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FoundRequest {

@@ -12,7 +12,7 @@
 //! first, silence counts as a refusal: all the peers have to answer.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use tracing::{debug, info};
 use crate::{
     proto::{FoundReply, FoundRequest, HelloReply, HelloRequest},
     transport::Connections,
-    view::Identity,
+    view::{Identity, Member, NodeId},
 };
 
 /// How long a peer may take to answer.
@@ -38,8 +38,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 /// What a new node has to do to belong to a cluster.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Form it: everybody who is known has agreed.
-    Form,
+    /// Form it of these nodes: all of them have agreed.
+    Form(BTreeMap<NodeId, Member>),
     /// Join the cluster that the node at this address belongs to.
     Join(Arc<str>),
 }
@@ -116,6 +116,7 @@ impl Formation {
             formed: state.standing == Standing::Formed,
             known: state.known.iter().map(|peer| peer.to_string()).collect(),
             formation,
+            boot: self.me.boot,
         }
     }
 
@@ -165,7 +166,13 @@ impl Formation {
                 .iter()
                 .all(|(_, reply)| self.me.node.get() < reply.node);
             if silent.is_empty() && !news && first && self.ask_for_leave(&others).await {
-                return Ok(Way::Form);
+                let members = others.into_iter().map(|(_, reply)| {
+                    let (address, boot) = (reply.address.into(), reply.boot);
+                    (NodeId::from(reply.node), Member { address, boot })
+                });
+                let (address, boot) = (self.me.address.clone(), self.me.boot);
+                let myself = (self.me.node, Member { address, boot });
+                return Ok(Way::Form(members.chain([myself]).collect()));
             }
             if reported.elapsed() > REPORT_INTERVAL {
                 reported = Instant::now();
@@ -250,7 +257,6 @@ impl Formation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::NodeId;
 
     fn formation(node: u64, peers: &[&str]) -> Formation {
         let me = Identity {
@@ -272,10 +278,12 @@ mod tests {
         }
     }
 
-    #[actix_rt::test]
+    #[actix::test]
     async fn a_node_without_peers_forms_a_cluster_at_once() {
         let alone = formation(1, &["n1:1"]);
-        assert_eq!(alone.find().await.unwrap(), Way::Form);
+        let (address, boot) = ("n1:1".into(), 1);
+        let myself = BTreeMap::from([(NodeId(1), Member { address, boot })]);
+        assert_eq!(alone.find().await.unwrap(), Way::Form(myself));
     }
 
     #[test]

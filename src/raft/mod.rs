@@ -48,7 +48,7 @@ use crate::{
         submit_reply::Outcome, submit_request,
     },
     transport::Connections,
-    view::{Command, Identity, NodeId, View},
+    view::{Command, Identity, Member, NodeId, View},
 };
 
 /// Namespaces that a node wants to receive, with their types' labels.
@@ -145,6 +145,8 @@ pub(crate) struct RaftActor {
     heard_leader: watch::Sender<Option<Instant>>,
     /// How to propose: not before the node has found its cluster.
     contacts: Option<Vec<Arc<str>>>,
+    /// Whom this node has formed the cluster with, if it has.
+    founders: Vec<(NodeId, Member)>,
     /// A proposal of this node's own is under way.
     proposing: bool,
     /// The last one that was agreed, until its echo is due.
@@ -199,6 +201,7 @@ impl RaftActor {
             heard_leader: watch::Sender::new(None),
             agreed,
             raft,
+            founders: Vec::new(),
             proposing: false,
             proposed: None,
             changing: false,
@@ -210,22 +213,21 @@ impl RaftActor {
     /// Looks for a cluster, where the node has none yet.
     fn find_cluster(&self, ctx: &mut Context<Self>) {
         let formation = self.formation.clone();
-        let (raft, me) = (self.raft.clone(), self.me.clone());
+        let (raft, me, max_voters) = (self.raft.clone(), self.me.clone(), self.max_voters);
         let found = async move {
             let way = formation.find().await?;
-            if way == Way::Form {
-                let first = BasicNode::new(&me.address);
-                if let Err(error) = raft.initialize(BTreeMap::from([(me.node, first)])).await {
-                    warn!(node = %me.node, %error, "the cluster could not be formed");
-                }
-                info!(node = %me.node, cluster = %me.cluster, "formed the cluster");
+            if let Way::Form(members) = &way {
+                form(&raft, &me, members, max_voters).await;
                 formation.formed();
             }
             Ok(way)
         };
         ctx.spawn(found.into_actor(self).map(
             |way: Result<Way, OtherCluster>, actor, _| match way {
-                Ok(Way::Form) => actor.contacts = Some(Vec::new()),
+                Ok(Way::Form(founders)) => {
+                    actor.founders = founders.into_iter().collect();
+                    actor.contacts = Some(actor.formation.known());
+                }
                 Ok(Way::Join(peer)) => {
                     let mut contacts = vec![peer];
                     contacts.extend(actor.formation.known());
@@ -390,9 +392,12 @@ impl RaftActor {
         let view = self.agreed.borrow().clone();
         if view.formation == 0 {
             self.changing = true;
-            let formation = rand::random_range(1..=u64::MAX);
+            let command = Command::Form {
+                formation: rand::random_range(1..=u64::MAX),
+                members: self.founders.clone(),
+            };
             let raft = self.raft.clone();
-            let form = async move { write(&raft, Command::Form { formation }).await };
+            let form = async move { write(&raft, command).await };
             ctx.spawn(form.into_actor(self).map(|_, actor, ctx| {
                 actor.changing = false;
                 actor.turn(ctx);
@@ -426,6 +431,23 @@ impl RaftActor {
                 Err(_) => debug!("a change of the membership was not agreed in time"),
             }
         }));
+    }
+}
+
+/// Starts Raft on a cluster of these nodes. The policy takes in as learners
+/// those that do not vote.
+async fn form(raft: &Raft, me: &Identity, members: &BTreeMap<NodeId, Member>, max_voters: usize) {
+    let voters: BTreeMap<NodeId, BasicNode> =
+        policy::first_voters(me.node, members.keys().copied(), max_voters)
+            .into_iter()
+            .map(|node| (node, BasicNode::new(&members[&node].address)))
+            .collect();
+    let count = voters.len();
+    match raft.initialize(voters).await {
+        Ok(()) => {
+            info!(node = %me.node, cluster = %me.cluster, voters = count, "formed the cluster");
+        }
+        Err(error) => warn!(node = %me.node, %error, "the cluster could not be formed"),
     }
 }
 
@@ -491,37 +513,40 @@ struct Submitter {
 }
 
 impl Submitter {
-    /// Handles it if this node leads; hands it to the leader if that is known,
-    /// unless somebody else has done so already; and else, for a proposal of
-    /// this node's own, asks whoever it knows to pass it on.
-    async fn submit(self, mut request: SubmitRequest) -> SubmitReply {
-        if *request.cluster != *self.me.cluster {
-            return reply(Outcome::WrongCluster, &*self.me.cluster);
+    /// Brings a proposal of this node's own to the leader: by way of whoever
+    /// answers, if this node does not know who leads.
+    async fn submit(self, request: SubmitRequest) -> SubmitReply {
+        let answer = self.pass_on(request.clone()).await;
+        if answer.outcome() != Outcome::NoLeader {
+            return answer;
         }
-        let own = request.node == self.me.node.get();
-        let leader = self.metrics.borrow().current_leader;
-        if leader == Some(self.me.node) {
-            return self.lead(request).await;
-        }
-        if let Some(address) = leader.and_then(|leader| self.address_of(leader))
-            && !request.passed_on
-        {
-            request.passed_on = true;
-            let answer = self.ask(&address, request.clone()).await;
-            if answer.outcome() != Outcome::NoLeader || !own {
+        for contact in self.contacts_in_turn() {
+            let answer = self.ask(&contact, request.clone()).await;
+            if answer.outcome() != Outcome::NoLeader {
                 return answer;
             }
         }
-        if own {
-            request.passed_on = false;
-            for contact in self.contacts_in_turn() {
-                let answer = self.ask(&contact, request.clone()).await;
-                if answer.outcome() != Outcome::NoLeader {
-                    return answer;
-                }
-            }
+        answer
+    }
+
+    /// Decides on a proposal if this node leads, and else hands it to the node
+    /// that does, unless somebody else has already.
+    async fn pass_on(&self, mut request: SubmitRequest) -> SubmitReply {
+        if *request.cluster != *self.me.cluster {
+            return reply(Outcome::WrongCluster, &*self.me.cluster);
         }
-        reply(Outcome::NoLeader, "no node is known to lead")
+        let leader = self.metrics.borrow().current_leader;
+        match leader {
+            Some(leader) if leader == self.me.node => self.lead(request).await,
+            Some(leader) if !request.passed_on => match self.address_of(leader) {
+                Some(address) => {
+                    request.passed_on = true;
+                    self.ask(&address, request).await
+                }
+                None => reply(Outcome::NoLeader, "the leader's address is not known"),
+            },
+            _ => reply(Outcome::NoLeader, "no node is known to lead"),
+        }
     }
 
     fn contacts_in_turn(&self) -> BTreeSet<Arc<str>> {
@@ -665,7 +690,8 @@ impl Handler<Submit> for RaftActor {
     type Result = ResponseFuture<SubmitReply>;
 
     fn handle(&mut self, Submit(request): Submit, _: &mut Self::Context) -> Self::Result {
-        Box::pin(self.submitter().submit(request))
+        let submitter = self.submitter();
+        Box::pin(async move { submitter.pass_on(request).await })
     }
 }
 

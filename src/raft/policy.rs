@@ -33,7 +33,8 @@ pub(crate) enum Change {
 ///
 /// Everybody who is up is a member; the voters are the largest odd number of
 /// them up to the cap, for an even one tolerates no more failures and needs one
-/// more vote. Whoever votes keeps its vote while it is up.
+/// more vote. Whoever votes keeps its vote while it is up; a voter that is gone
+/// keeps it until one that takes its place has caught up.
 pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
     let Picture {
         voters, learners, ..
@@ -51,6 +52,8 @@ pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
 }
 
 fn due_voters(picture: &Picture) -> BTreeSet<NodeId> {
+    let members = picture.voters.union(&picture.learners);
+    let up = members.filter(|node| picture.up.contains(node)).count();
     let mut candidates: Vec<NodeId> = picture
         .voters
         .iter()
@@ -66,8 +69,24 @@ fn due_voters(picture: &Picture) -> BTreeSet<NodeId> {
             *node,
         )
     });
-    let count = largest_odd(candidates.len().min(picture.cap));
-    candidates.into_iter().take(count).collect()
+    let due = largest_odd(up.min(picture.cap));
+    match candidates.get(..due) {
+        Some(voters) => voters.iter().copied().collect(),
+        // Somebody who will vote has not caught up yet.
+        None => BTreeSet::new(),
+    }
+}
+
+/// Who votes in a cluster that is being formed: its founder, and others up to
+/// the largest odd number.
+pub(crate) fn first_voters(
+    founder: NodeId,
+    members: impl ExactSizeIterator<Item = NodeId>,
+    cap: usize,
+) -> BTreeSet<NodeId> {
+    let count = largest_odd(members.len().min(cap));
+    let others = members.filter(|node| *node != founder);
+    [founder].into_iter().chain(others).take(count).collect()
 }
 
 fn largest_odd(most: usize) -> usize {
@@ -149,6 +168,14 @@ mod tests {
         let mut picture = picture([1], [2]);
         picture.up.remove(&NodeId(1));
         assert_eq!(next_change(&picture), Some(Change::SetVoters(nodes([2]))));
+    }
+
+    #[test]
+    fn a_cluster_starts_with_as_many_voters_as_it_will_have() {
+        let voters = |count: u64| first_voters(NodeId(2), nodes(1..=count).into_iter(), 5);
+        assert_eq!(voters(2), nodes([2]));
+        assert_eq!(voters(3), nodes([1, 2, 3]));
+        assert_eq!(voters(9), nodes([1, 2, 3, 4, 5]));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the tests share: clusters of real nodes on loopback.
 
 // Each test program uses some of it.
-#![allow(dead_code)]
+#![allow(dead_code, missing_docs, unreachable_pub)]
 
 use std::{
     sync::{Arc, Mutex},
@@ -88,6 +88,11 @@ pub fn leader_and_follower(nodes: &[Cluster]) -> (Cluster, Cluster) {
 #[rtype(result = "u64")]
 pub struct Number(pub u64);
 
+/// A message that asks for nothing.
+#[derive(Clone, Debug, PartialEq, Message, Serialize, Deserialize)]
+#[rtype(result = "()")]
+pub struct Event(pub u64);
+
 /// Writes down what it gets and answers with the double.
 pub struct Recorder {
     pub numbers: Namespace<Number>,
@@ -161,5 +166,18 @@ impl Handler<Close> for Recorder {
     fn handle(&mut self, _: Close, _: &mut Self::Context) -> Self::Result {
         let registration = self.registration.take().unwrap();
         Box::pin(async move { registration.close().await.unwrap() })
+    }
+}
+
+/// Stops the recorder.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Stop;
+
+impl Handler<Stop> for Recorder {
+    type Result = ();
+
+    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
+        ctx.stop();
     }
 }

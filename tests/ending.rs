@@ -1,0 +1,272 @@
+//! How nodes end, and that nothing is left of them.
+
+mod common;
+
+use std::{net::TcpListener, time::Duration};
+
+use common::*;
+use dchan::{Cluster, Runtime, prelude::*};
+use futures_util::{StreamExt, future::join_all};
+
+#[actix::test]
+async fn a_shutdown_frees_the_port_and_ends_the_thread() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder().data_dir(dir.path()).start().await.unwrap();
+    let (_recorder, _) = Recorder::start_on(&node, "numbers").await;
+    let address = node.status().address;
+    node.shutdown().await.unwrap();
+    TcpListener::bind(address).unwrap();
+    // The database is closed too.
+    let again = builder().data_dir(dir.path()).start().await.unwrap();
+    again.shutdown().await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_runs_on_after_a_shutdown() {
+    // A process of its own, since other tests have threads too.
+    const CHILD: &str = "DCHAN_TEST_CHILD";
+    if std::env::var_os(CHILD).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "nothing_runs_on_after_a_shutdown", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert!(child.status.success(), "{child:?}");
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let life = || {
+        actix::System::new().block_on(async {
+            let nodes = cluster_of(3).await;
+            let mut receiver = nodes[2].namespace::<Event>("events").receiver(4);
+            nodes[0].namespace("events").do_send(Event(1));
+            receiver.next().await.unwrap();
+            shut_down(nodes).await;
+            assert_eq!(receiver.next().await, None);
+        });
+    };
+    life();
+    let before = (threads(), files());
+    life();
+    assert_eq!((threads(), files()), before);
+}
+
+#[actix::test]
+async fn a_shutdown_of_the_leader_delivers_what_it_had_accepted() {
+    let nodes = cluster_of(3).await;
+    let (leader, follower) = leader_and_follower(&nodes);
+    let (_recorder, seen) = Recorder::start_on(&follower, "numbers").await;
+    let numbers = leader.namespace::<Number>("numbers");
+    for number in 0..20_000 {
+        numbers.do_send(Number(number));
+    }
+    leader.clone().shutdown().await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), (0..20_000).collect::<Vec<_>>());
+    assert_eq!(leader.status().dead_letters, 0);
+
+    // The others go on without it, under a new leader.
+    let gone = leader.status().node;
+    until("a new leader", || {
+        let status = follower.status();
+        status.leader.is_some_and(|leader| leader != gone) && !status.voters.contains(&gone)
+    })
+    .await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_receiver_that_shuts_down_hands_back_what_it_has_not_begun() {
+    let nodes = cluster_of(3).await;
+    let events = nodes[0].namespace::<Event>("events");
+    let stalled = nodes[1].namespace::<Event>("events").receiver(4);
+    stalled.ready().await.unwrap();
+    let deliveries: Vec<_> = (0..1_000).map(|n| events.deliver(Event(n))).collect();
+    until("they are under way", || {
+        nodes[0].status().under_way == 1_000
+    })
+    .await;
+
+    let mut reader = nodes[2].namespace::<Event>("events").receiver(4);
+    nodes[1].clone().shutdown().await.unwrap();
+    for number in 0..1_000 {
+        assert_eq!(reader.next().await, Some(Event(number)));
+    }
+    let there = nodes[2].status().node;
+    for delivery in deliveries {
+        assert_eq!(delivery.await, Ok(there));
+    }
+    drop((stalled, reader));
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_shutdown_with_open_channels_on_a_single_node_returns() {
+    let node = builder().start().await.unwrap();
+    let events = node.namespace::<Event>("events");
+    let mut open = events.receiver(4);
+    open.ready().await.unwrap();
+    let sink = events.sink();
+    let reading = actix::spawn(async move {
+        let mut count = 0;
+        while open.next().await.is_some() {
+            count += 1;
+        }
+        count
+    });
+    for number in 0..5_000 {
+        events.do_send(Event(number));
+    }
+    node.shutdown().await.unwrap();
+    assert_eq!(reading.await.unwrap(), 5_000);
+    drop(sink);
+}
+
+#[actix::test]
+async fn a_shutdown_gives_up_what_a_stalled_reader_holds() {
+    let node = builder()
+        .drain_timeout(Duration::from_millis(200))
+        .start()
+        .await
+        .unwrap();
+    let events = node.namespace::<Event>("events");
+    let stalled = events.receiver(4);
+    stalled.ready().await.unwrap();
+    for number in 0..10 {
+        events.do_send(Event(number));
+    }
+    let error = node.clone().shutdown().await.unwrap_err();
+    assert_eq!((error.undelivered, error.unanswered), (10, 0), "{error}");
+    assert_eq!(node.status().dead_letters, 10);
+}
+
+#[actix::test]
+async fn a_rolling_shutdown_ends_with_the_last_node() {
+    let nodes = cluster_of(5).await;
+    for node in nodes {
+        node.shutdown().await.unwrap();
+    }
+}
+
+#[actix::test]
+async fn all_nodes_can_shut_down_at_once() {
+    let nodes = cluster_of(3).await;
+    let ended = join_all(nodes.into_iter().map(Cluster::shutdown)).await;
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+}
+
+#[actix::test]
+async fn a_node_that_is_dropped_is_gone() {
+    let mut nodes = cluster_of(3).await;
+    let dropped = nodes.pop().unwrap();
+    let address = dropped.status().address;
+    drop(dropped);
+    until("the port is free", || TcpListener::bind(&address).is_ok()).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_node_can_run_on_the_arbiter_that_starts_it() {
+    let one = builder()
+        .runtime(Runtime::CurrentArbiter)
+        .start()
+        .await
+        .unwrap();
+    let two = builder()
+        .runtime(Runtime::CurrentArbiter)
+        .peers([one.status().address])
+        .start()
+        .await
+        .unwrap();
+    let (_recorder, _) = Recorder::start_on(&two, "numbers").await;
+    let numbers = one.namespace::<Number>("numbers");
+    let replies = join_all((0..1_000).map(|number| numbers.send(Number(number)))).await;
+    for (number, reply) in (0..).zip(replies) {
+        assert_eq!(reply, Ok(2 * number));
+    }
+    let address = two.status().address;
+    shut_down(vec![two, one]).await;
+    TcpListener::bind(address).unwrap();
+}
+
+#[actix::test]
+async fn a_handler_that_blocks_its_arbiter_costs_neither_leadership_nor_messages() {
+    struct Blocker;
+    impl Actor for Blocker {
+        type Context = Context<Self>;
+    }
+    impl Handler<Event> for Blocker {
+        type Result = ();
+        fn handle(&mut self, _: Event, _: &mut Self::Context) {
+            std::thread::sleep(Duration::from_secs(5));
+        }
+    }
+
+    let nodes = cluster_of(3).await;
+    until("three voters", || {
+        nodes.iter().all(|node| node.status().voters.len() == 3)
+    })
+    .await;
+    let (leader, follower) = leader_and_follower(&nodes);
+    let arbiter = actix::Arbiter::new();
+    let blocker = Blocker::start_in_arbiter(&arbiter.handle(), |_| Blocker);
+    let blocking = leader
+        .namespace::<Event>("blocking")
+        .subscribe(blocker.recipient());
+    blocking.ready().await.unwrap();
+    let (_recorder, _) = Recorder::start_on(&leader, "numbers").await;
+    let before = leader.status();
+
+    let blocked = follower.namespace::<Event>("blocking").send(Event(1));
+    let blocked = actix::spawn(blocked);
+    let numbers = follower.namespace::<Number>("numbers");
+    let mut answered = 0;
+    while !blocked.is_finished() {
+        numbers
+            .send(Number(1))
+            .timeout(Duration::from_secs(4))
+            .await
+            .unwrap();
+        answered += 1;
+    }
+    assert_eq!(blocked.await.unwrap(), Ok(()));
+    // Far more than fit before or after the block.
+    assert!(answered > 100, "{answered}");
+    let after = leader.status();
+    assert_eq!((after.term, after.leader), (before.term, before.leader));
+    assert_eq!(after.nodes, before.nodes);
+    drop(blocking);
+    arbiter.stop();
+    arbiter.join().unwrap();
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_node_can_live_in_a_server_that_the_user_has() {
+    let address = free_address();
+    let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
+    let first = builder().start().await.unwrap();
+    let (second, routes) = Cluster::builder("unused")
+        .advertise(&address)
+        .peers([first.status().address])
+        .build()
+        .await
+        .unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = tonic::transport::Server::builder()
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, async {
+            let _ = stopped.await;
+        });
+    let server = actix::spawn(server);
+    second.joined().await.unwrap();
+
+    let (_recorder, _) = Recorder::start_on(&second, "numbers").await;
+    let numbers = first.namespace::<Number>("numbers");
+    assert_eq!(numbers.send(Number(21)).await, Ok(42));
+    shut_down(vec![second, first]).await;
+    stop.send(()).unwrap();
+    server.await.unwrap().unwrap();
+}

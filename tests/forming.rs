@@ -1,0 +1,230 @@
+//! How nodes come to be one cluster, and what keeps them from it.
+
+mod common;
+
+use std::{fs, time::Duration};
+
+use common::*;
+use dchan::{Cluster, StartError};
+use futures_util::future::join_all;
+
+/// Waits until all nodes see the same members, one leader, and so many voters.
+async fn until_one_cluster(nodes: &[Cluster], voters: usize) {
+    until("all nodes are in one cluster", || {
+        let all: Vec<_> = nodes.iter().map(Cluster::status).collect();
+        all.iter().all(|status| {
+            status.nodes.len() == nodes.len()
+                && status.voters.len() == voters
+                && status.leader.is_some()
+                && status.leader == all[0].leader
+        })
+    })
+    .await;
+}
+
+#[actix::test]
+async fn a_node_without_peers_is_a_cluster_by_itself() {
+    let node = builder().start().await.unwrap();
+    until_one_cluster(std::slice::from_ref(&node), 1).await;
+    assert_eq!(node.status().leader, Some(node.status().node));
+    assert!(node.status().view_age.unwrap() < PATIENCE);
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn five_nodes_that_start_at_once_form_one_cluster() {
+    let nodes = cluster_of(5).await;
+    until_one_cluster(&nodes, 5).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn of_an_even_number_of_nodes_one_does_not_vote() {
+    let nodes = cluster_of(4).await;
+    until_one_cluster(&nodes, 3).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn the_order_of_start_does_not_matter() {
+    // A chain: each names only the one before it, and the last starts first.
+    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
+    let mut starting = Vec::new();
+    for index in (0..3).rev() {
+        let mut builder = Cluster::builder(&addresses[index]).join_timeout(PATIENCE);
+        if index > 0 {
+            builder = builder.peers([&addresses[index - 1]]);
+        }
+        trace();
+        starting.push(actix::spawn(builder.start()));
+        // The next one starts when this one listens.
+        until("it listens", || {
+            std::net::TcpStream::connect(&addresses[index]).is_ok()
+        })
+        .await;
+    }
+    let nodes = join_all(starting).await;
+    let nodes: Vec<_> = nodes
+        .into_iter()
+        .map(|node| node.unwrap().unwrap())
+        .collect();
+    until_one_cluster(&nodes, 3).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_node_joins_through_a_follower() {
+    let mut nodes = cluster_of(3).await;
+    until_one_cluster(&nodes, 3).await;
+    let (_, follower) = leader_and_follower(&nodes);
+    let peers = [follower.status().address];
+    nodes.push(builder().peers(peers).start().await.unwrap());
+    until_one_cluster(&nodes, 3).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_node_that_has_left_joins_again_as_the_same_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = builder().start().await.unwrap();
+    let second = || {
+        builder()
+            .peers([first.status().address])
+            .data_dir(dir.path())
+            .start()
+    };
+    let node = second().await.unwrap();
+    let before = node.status();
+    node.shutdown().await.unwrap();
+    until("it has left", || first.status().nodes.len() == 1).await;
+
+    let node = second().await.unwrap();
+    let after = node.status();
+    assert_eq!((after.node, after.boot), (before.node, before.boot + 1));
+    until("it is back", || first.status().nodes.len() == 2).await;
+    shut_down(vec![node, first]).await;
+}
+
+#[actix::test]
+async fn a_node_alone_restarts_on_its_data_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = || builder().data_dir(dir.path()).start();
+    let node = start().await.unwrap();
+    let before = node.status();
+    let (recorder, _) = Recorder::start_on(&node, "numbers").await;
+    recorder.do_send(Stop);
+    node.shutdown().await.unwrap();
+
+    let node = start().await.unwrap();
+    let after = node.status();
+    assert_eq!((after.node, after.boot), (before.node, before.boot + 1));
+    assert!(after.receivers.is_empty(), "{:?}", after.receivers);
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn a_peer_of_another_cluster_is_an_error_that_names_both() {
+    let other = builder().cluster_id("theirs").start().await.unwrap();
+    let error = builder()
+        .cluster_id("ours")
+        .peers([other.status().address])
+        .start()
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, StartError::OtherCluster { theirs, ours, peer }
+            if theirs == "theirs" && ours == "ours" && *peer == other.status().address),
+        "{error:?}"
+    );
+    assert_eq!(other.status().nodes.len(), 1);
+    shut_down(vec![other]).await;
+}
+
+#[actix::test]
+async fn a_peer_that_cannot_be_reached_is_an_error_after_the_join_timeout() {
+    let (peer, own) = (free_address(), free_address());
+    let error = Cluster::builder(&own)
+        .peers([&peer])
+        .join_timeout(Duration::from_millis(300))
+        .start()
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, StartError::NotJoined { peers, .. } if *peers == [peer]),
+        "{error:?}"
+    );
+    // Nothing of the node is left.
+    std::net::TcpListener::bind(own).unwrap();
+}
+
+#[actix::test]
+async fn a_port_in_use_is_an_error() {
+    let node = builder().start().await.unwrap();
+    let address = node.status().address;
+    let error = Cluster::builder(&address).start().await.unwrap_err();
+    assert!(
+        matches!(&error, StartError::Bind { address: a, .. } if *a == address),
+        "{error:?}"
+    );
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn a_corrupt_data_directory_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("raft.redb"), "this is no database").unwrap();
+    storage_error(dir.path(), "").await;
+}
+
+#[actix::test]
+async fn a_data_directory_that_cannot_be_written_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    storage_error(&file, "").await;
+    storage_error(&file.join("below"), "").await;
+}
+
+#[actix::test]
+async fn a_data_directory_in_use_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = builder().data_dir(dir.path()).start().await.unwrap();
+    storage_error(dir.path(), "another process has it open").await;
+    shut_down(vec![node]).await;
+}
+
+async fn storage_error(data_dir: &std::path::Path, says: &str) {
+    let error = builder().data_dir(data_dir).start().await.unwrap_err();
+    assert!(
+        matches!(&error, StartError::Storage { path, .. } if path == data_dir),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains(says), "{error}");
+}
+
+#[actix::test]
+async fn a_setting_that_makes_no_sense_is_an_error_that_names_it() {
+    let bad = [
+        ("peers", builder().peers(["nonsense"])),
+        ("voters", builder().voters(4)),
+        ("window", builder().window(0)),
+        ("cluster_id", builder().cluster_id("")),
+        ("advertise", builder().advertise("http://here")),
+        ("advertise", Cluster::builder("0.0.0.0:0")),
+    ];
+    for (name, builder) in bad {
+        let error = builder.start().await.unwrap_err();
+        assert!(
+            matches!(&error, StartError::Config { setting, .. } if *setting == name),
+            "{error:?}"
+        );
+    }
+    let error = builder().build().await.map(|_| ()).unwrap_err();
+    assert!(matches!(
+        error,
+        StartError::Config {
+            setting: "advertise",
+            ..
+        }
+    ));
+}
