@@ -122,3 +122,8 @@ pub mod prelude {
 
     pub use crate::RemoteMessage;
 }
+
+/// Keeps the README's code true.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

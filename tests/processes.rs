@@ -1,5 +1,8 @@
 //! Real processes, really killed: the `node` example.
 
+// A test that cannot go on panics.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeSet,
     env, fs,

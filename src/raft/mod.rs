@@ -773,10 +773,9 @@ impl RaftActor {
         let request = self.request(submit_request::Change::Leave(proto::Leave {}));
         let submitter = self.submitter();
         let (node, mut metrics) = (self.me.node, self.metrics.clone());
-        let agreed = self.agreed.clone();
+        let mut agreed = self.agreed.clone();
         async move {
-            let alone = agreed.borrow().nodes.keys().all(|other| *other == node);
-            if submitter.submit(request).await.outcome() != Outcome::Done || alone {
+            if submitter.submit(request).await.outcome() != Outcome::Done {
                 return;
             }
             // A voter has to stay until the others can decide without it.
@@ -785,7 +784,14 @@ impl RaftActor {
                 let votes = membership.voter_ids().any(|voter| voter == node);
                 !votes && membership.get_joint_config().len() == 1
             });
-            if timeout(SUBMIT_TIMEOUT, replaced).await.is_err() {
+            let last = agreed.wait_for(|view| view.nodes.is_empty());
+            let dispensable = async {
+                tokio::select! {
+                    _ = replaced => {}
+                    _ = last => {}
+                }
+            };
+            if timeout(SUBMIT_TIMEOUT, dispensable).await.is_err() {
                 warn!(%node, "left without having been replaced as a voter");
             }
         }

@@ -1,7 +1,7 @@
 //! What the tests share: clusters of real nodes on loopback.
 
 // Each test program uses some of it.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
     sync::{Arc, Mutex},
