@@ -224,7 +224,7 @@ impl Builder {
         if settings.cluster_id.is_empty() {
             return Err(config("cluster_id", "it has to be a name, not empty"));
         }
-        if settings.voters % 2 == 0 {
+        if settings.voters.is_multiple_of(2) {
             return Err(config("voters", "it has to be an odd number"));
         }
         if settings.window == 0 {

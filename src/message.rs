@@ -1,6 +1,11 @@
 //! What can travel: the bound on messages, their labels and their encoding.
 
-use std::{any::type_name, mem::size_of};
+use std::{
+    any::type_name,
+    fmt::Display,
+    mem::size_of,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use actix::Message;
 use bytes::Bytes;
@@ -77,13 +82,21 @@ fn unreadable(expected: &str, reason: &str) -> String {
 /// MessagePack with field names, so that fields can be added while nodes of
 /// both versions run.
 pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
-    rmp_serde::to_vec_named(value)
-        .map(Bytes::from)
-        .map_err(|error| error.to_string())
+    unless_it_panics(|| rmp_serde::to_vec_named(value).map(Bytes::from))
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
-    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
+    unless_it_panics(|| rmp_serde::from_slice(bytes))
+}
+
+/// A user's own `Serialize` or `Deserialize` runs in the midst of the node's
+/// work, where a panic would end more than the one message. Of the value that
+/// it was about, nothing is used afterwards.
+fn unless_it_panics<T, E: Display>(code: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its own code panicked".to_owned()),
+    }
 }
 
 /// The name under which a type is compared between nodes: its own, with the
@@ -148,5 +161,16 @@ mod tests {
         let note = "x".to_owned();
         let old: Old = decode(&encode(&New { id: 8, note }).unwrap()).unwrap();
         assert_eq!(old.id, 8);
+    }
+
+    #[test]
+    fn a_panic_while_encoding_concerns_only_that_message() {
+        struct Trap;
+        impl Serialize for Trap {
+            fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                panic!("sprung")
+            }
+        }
+        assert_eq!(encode(&Trap), Err("its own code panicked".to_owned()));
     }
 }

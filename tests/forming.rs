@@ -194,7 +194,8 @@ async fn a_data_directory_in_use_is_an_error() {
 }
 
 async fn storage_error(data_dir: &std::path::Path, says: &str) {
-    let error = builder().data_dir(data_dir).start().await.unwrap_err();
+    let started = builder().data_dir(data_dir).start().await;
+    let error = started.expect_err("a node on storage that it cannot use");
     assert!(
         matches!(&error, StartError::Storage { path, .. } if path == data_dir),
         "{error:?}"

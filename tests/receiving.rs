@@ -14,7 +14,7 @@ async fn a_single_node_receives_what_it_sends() {
 
     assert_eq!(numbers.send(Number(21)).await, Ok(42));
     assert_eq!(numbers.deliver(Number(2)).await, Ok(node.status().node));
-    assert_eq!(*seen.lock().unwrap(), [21, 2]);
+    assert_eq!(received(&seen), [21, 2]);
     shut_down(vec![node]).await;
 }
 
@@ -40,7 +40,7 @@ async fn receives_from_all(nodes: &[dchan::Cluster], receiver: &dchan::Cluster) 
         let numbers = node.namespace::<Number>("numbers");
         assert_eq!(numbers.send(Number(number)).await, Ok(2 * number));
     }
-    assert_eq!(*seen.lock().unwrap(), [1, 2, 3]);
+    assert_eq!(received(&seen), [1, 2, 3]);
 }
 
 #[actix::test]
@@ -52,16 +52,13 @@ async fn three_receivers_get_the_same_number_of_messages_in_order() {
     // The sender receives too, and takes its turn.
     let numbers = nodes[0].namespace::<Number>("numbers");
     warm_up(&numbers, &recorders).await;
-    let before: Vec<usize> = recorders
-        .iter()
-        .map(|r| r.1.lock().unwrap().len())
-        .collect();
+    let before: Vec<usize> = recorders.iter().map(|r| received(&r.1).len()).collect();
     let sent = join_all((0..3_000).map(|number| numbers.deliver(Number(number)))).await;
     assert!(sent.iter().all(Result::is_ok), "{sent:?}");
 
     let mut all = Vec::new();
     for ((_, seen), before) in recorders.iter().zip(before) {
-        let seen = seen.lock().unwrap()[before..].to_vec();
+        let seen = received(seen)[before..].to_vec();
         assert_eq!(seen.len(), 1_000);
         assert!(seen.is_sorted(), "out of order: {seen:?}");
         all.extend(seen);
@@ -73,11 +70,8 @@ async fn three_receivers_get_the_same_number_of_messages_in_order() {
 
 /// Sends until each receiver has got something: then all are ready.
 async fn warm_up(numbers: &dchan::Namespace<Number>, recorders: &[(actix::Addr<Recorder>, Seen)]) {
-    while recorders
-        .iter()
-        .any(|(_, seen)| seen.lock().unwrap().is_empty())
-    {
-        numbers.deliver(Number(0)).await.unwrap();
+    while recorders.iter().any(|(_, seen)| received(seen).is_empty()) {
+        assert!(numbers.deliver(Number(0)).await.is_ok());
     }
 }
 
@@ -90,8 +84,8 @@ async fn several_recipients_on_one_node_share_what_it_receives() {
     for number in 0..10 {
         numbers.deliver(Number(number)).await.unwrap();
     }
-    assert_eq!(first.lock().unwrap().len(), 5);
-    assert_eq!(second.lock().unwrap().len(), 5);
+    assert_eq!(received(&first).len(), 5);
+    assert_eq!(received(&second).len(), 5);
     shut_down(vec![node]).await;
 }
 
@@ -208,14 +202,14 @@ async fn after_a_close_nothing_arrives_and_what_was_begun_is_done() {
     let numbers = nodes[1].namespace::<Number>("numbers");
     let requests: Vec<_> = (0..2_000).map(|n| numbers.send(Number(n))).collect();
     closing.send(Close).await.unwrap();
-    let count = closed.lock().unwrap().len();
+    let count = received(&closed).len();
     for (number, request) in (0..).zip(requests) {
         assert_eq!(request.await, Ok(2 * number));
     }
     for number in 0..100 {
         numbers.send(Number(number)).await.unwrap();
     }
-    assert_eq!(closed.lock().unwrap().len(), count);
+    assert_eq!(received(&closed).len(), count);
     shut_down(nodes).await;
 }
 

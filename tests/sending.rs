@@ -39,7 +39,7 @@ async fn a_message_that_nobody_receives_by_its_deadline_is_not_delivered() {
     // It is gone: who comes later gets only what was sent later.
     let (_recorder, seen) = Recorder::start_on(&node, "numbers").await;
     numbers.send(Number(2)).await.unwrap();
-    assert_eq!(*seen.lock().unwrap(), [2]);
+    assert_eq!(received(&seen), [2]);
     shut_down(vec![node]).await;
 }
 
@@ -212,7 +212,7 @@ async fn a_plain_recipient_sends_to_the_namespace() {
     recipient.do_send(Number(5));
     recipient.try_send(Number(6)).unwrap();
     assert_eq!(recipient.send(Number(7)).await, Ok(14));
-    assert_eq!(*seen.lock().unwrap(), [4, 5, 6, 7]);
+    assert_eq!(received(&seen), [4, 5, 6, 7]);
     shut_down(nodes).await;
 }
 

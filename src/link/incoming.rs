@@ -269,8 +269,11 @@ pub(crate) enum ProtocolError {
 pub(crate) struct Channels<Find> {
     incoming: Arc<Incoming>,
     find: Find,
-    known: HashMap<u32, Option<(Arc<dyn Inlet>, Arc<Lane>)>>,
+    known: HashMap<u32, Option<Leads>>,
 }
+
+/// Where a channel leads, and where the answers go.
+type Leads = (Arc<dyn Inlet>, Arc<Lane>);
 
 impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
     /// `find` looks up a namespace that is received on this node.

@@ -165,10 +165,29 @@ impl<M: RemoteMessage> Lane<M> {
     }
 }
 
+/// A message that was not taken in.
+struct Unsent<M: RemoteMessage> {
+    parcel: Parcel<M>,
+    refused: Refused,
+}
+
 /// Why a message was not taken in.
 enum Refused {
     Full,
     Failed(DeliveryError),
+}
+
+impl<M: RemoteMessage> Parcel<M> {
+    fn refused(self, refused: Refused) -> Box<Unsent<M>> {
+        Box::new(Unsent {
+            parcel: self,
+            refused,
+        })
+    }
+
+    fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {
+        self.refused(Refused::Failed(error))
+    }
 }
 
 impl<M: RemoteMessage> Outbox<M> {
@@ -210,12 +229,8 @@ impl<M: RemoteMessage> Outbox<M> {
 
     pub(crate) fn do_send(&self, message: M) {
         let parcel = self.parcel(message, Waiter::None, None);
-        if let Err((refused, parcel)) = self.take_in(parcel, true) {
-            let reason = match refused {
-                Refused::Full => "the outbox is full".to_owned(),
-                Refused::Failed(error) => error.to_string(),
-            };
-            self.bury(&parcel, &reason);
+        if let Err(unsent) = self.take_in(parcel, true) {
+            self.refuse(*unsent);
         }
     }
 
@@ -231,21 +246,21 @@ impl<M: RemoteMessage> Outbox<M> {
 
     fn try_take_in(&self, message: M, bounded: bool) -> Result<(), SendError<M>> {
         let parcel = self.parcel(message, Waiter::None, None);
-        let Err((refused, mut parcel)) = self.take_in(parcel, bounded) else {
+        let Err(unsent) = self.take_in(parcel, bounded) else {
             return Ok(());
         };
-        match (refused, parcel.body.take()) {
+        match (unsent.refused, unsent.parcel.body) {
             (Refused::Full, Some(Body::Value(message))) => Err(SendError::Full(message)),
             (Refused::Failed(DeliveryError::Closed), Some(Body::Value(message))) => {
                 Err(SendError::Closed(message))
             }
             // `SendError` has no words for a message that cannot travel.
-            (Refused::Failed(error), _) => {
-                self.bury(&parcel, &error.to_string());
-                Ok(())
-            }
-            (Refused::Full, _) => {
-                self.bury(&parcel, "the outbox is full");
+            (refused, body) => {
+                let parcel = Parcel {
+                    body,
+                    ..unsent.parcel
+                };
+                self.refuse(Unsent { parcel, refused });
                 Ok(())
             }
         }
@@ -268,8 +283,8 @@ impl<M: RemoteMessage> Outbox<M> {
     fn send_awaited(&self, message: M, waiter: Waiter<M>, deadline: Deadline) {
         let parcel = self.parcel(message, waiter, Some(deadline));
         // Whoever awaits the outcome of each message is the bound on them.
-        if let Err((Refused::Failed(error), parcel)) = self.take_in(parcel, false) {
-            self.fail(parcel, error);
+        if let Err(unsent) = self.take_in(parcel, false) {
+            self.refuse(*unsent);
         }
     }
 
@@ -315,15 +330,15 @@ impl<M: RemoteMessage> Outbox<M> {
     /// Hands the message over, or lets it wait. A message that goes to another
     /// node is encoded first, without the lock; so is one that waits, unless
     /// this node itself may turn out to receive it.
-    fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), (Refused, Parcel<M>)> {
+    fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), Box<Unsent<M>>> {
         loop {
             let mut state = self.state();
             if state.closed {
-                return Err((Refused::Failed(DeliveryError::Closed), parcel));
+                return Err(parcel.failed(DeliveryError::Closed));
             }
             if let Some(theirs) = &state.other_label {
                 let error = self.other_type(theirs);
-                return Err((Refused::Failed(error), parcel));
+                return Err(parcel.failed(error));
             }
             let next = match state.waiting.is_empty() {
                 true => state.next(self.limits()),
@@ -341,7 +356,7 @@ impl<M: RemoteMessage> Outbox<M> {
                     }
                 }
                 None if !encoded && bounded && state.is_full(self.limits()) => {
-                    return Err((Refused::Full, parcel));
+                    return Err(parcel.refused(Refused::Full));
                 }
                 None if encoded || state.local_window > 0 => {
                     parcel.order = state.next_order();
@@ -352,15 +367,13 @@ impl<M: RemoteMessage> Outbox<M> {
                 }
                 _ => {
                     drop(state);
-                    parcel = self
-                        .encode(parcel)
-                        .map_err(|(error, parcel)| (Refused::Failed(error), parcel))?;
+                    parcel = self.encode(parcel)?;
                 }
             }
         }
     }
 
-    fn encode(&self, mut parcel: Parcel<M>) -> Result<Parcel<M>, (DeliveryError, Parcel<M>)> {
+    fn encode(&self, mut parcel: Parcel<M>) -> Result<Parcel<M>, Box<Unsent<M>>> {
         let Some(Body::Value(message)) = &parcel.body else {
             return Ok(parcel);
         };
@@ -368,14 +381,14 @@ impl<M: RemoteMessage> Outbox<M> {
         match encode(message) {
             Ok(bytes) if bytes.len() > limit => {
                 let size = bytes.len();
-                Err((DeliveryError::TooLarge { size, limit }, parcel))
+                Err(parcel.failed(DeliveryError::TooLarge { size, limit }))
             }
             Ok(bytes) => {
                 parcel.size = bytes.len();
                 parcel.body = Some(Body::Encoded(bytes));
                 Ok(parcel)
             }
-            Err(reason) => Err((DeliveryError::Encode { reason }, parcel)),
+            Err(reason) => Err(parcel.failed(DeliveryError::Encode { reason })),
         }
     }
 
@@ -438,8 +451,8 @@ impl<M: RemoteMessage> Outbox<M> {
             if !state.lanes[lane].is_local() {
                 match self.encode(parcel) {
                     Ok(encoded) => parcel = encoded,
-                    Err((error, parcel)) => {
-                        self.fail(parcel, error);
+                    Err(unsent) => {
+                        self.refuse(*unsent);
                         continue;
                     }
                 }
@@ -467,6 +480,13 @@ impl<M: RemoteMessage> Outbox<M> {
         if state.earliest.is_none_or(|earliest| expires < earliest) {
             state.earliest = Some(expires);
             self.sooner.notify_one();
+        }
+    }
+
+    fn refuse(&self, Unsent { parcel, refused }: Unsent<M>) {
+        match refused {
+            Refused::Full => self.bury(&parcel, "the outbox is full"),
+            Refused::Failed(error) => self.fail(parcel, error),
         }
     }
 
@@ -683,7 +703,7 @@ impl<M: RemoteMessage> Feedback for Outbox<M> {
         let Some(lane) = state.lane(peer) else { return };
         lane.window = 0;
         let kept = lane.under_way.split_off(&unsent);
-        let mut lost = std::mem::replace(&mut lane.under_way, BTreeMap::new());
+        let mut lost = std::mem::take(&mut lane.under_way);
         lost.append(&mut lane.asking);
         lane.under_way_bytes = 0;
         for parcel in lost.into_values() {

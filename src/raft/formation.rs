@@ -40,8 +40,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) enum Way {
     /// Form it of these nodes: all of them have agreed.
     Form(BTreeMap<NodeId, Member>),
-    /// Join the cluster that the node at this address belongs to.
-    Join(Arc<str>),
+    /// Join the one that a known peer belongs to.
+    Join,
 }
 
 /// A peer belongs to a cluster with another name.
@@ -73,7 +73,9 @@ enum Standing {
     New,
     /// It is asking for leave to form one, and so gives none.
     Founding,
-    /// It belongs to a cluster.
+    /// It has found one, and asks to be taken in.
+    Joining,
+    /// It belongs to one.
     Formed,
 }
 
@@ -100,6 +102,19 @@ impl Formation {
     /// The node belongs to a cluster from now on.
     pub(crate) fn formed(&self) {
         self.state().standing = Standing::Formed;
+    }
+
+    /// Whether the node knows where it belongs.
+    pub(crate) fn is_settled(&self) -> bool {
+        matches!(self.state().standing, Standing::Joining | Standing::Formed)
+    }
+
+    /// A member of a cluster has been found.
+    fn joining(&self) {
+        let mut state = self.state();
+        if state.standing == Standing::New {
+            state.standing = Standing::Joining;
+        }
     }
 
     pub(crate) fn known(&self) -> Vec<Arc<str>> {
@@ -139,7 +154,7 @@ impl Formation {
     pub(crate) async fn find(&self) -> Result<Way, OtherCluster> {
         let mut pause = FIRST_PAUSE;
         let mut reported = Instant::now();
-        loop {
+        while !self.is_settled() {
             let asked = self.known();
             let answers = join_all(asked.iter().map(|peer| self.ask(peer))).await;
             let mut silent = Vec::new();
@@ -157,7 +172,10 @@ impl Formation {
                         let (peer, cluster) = (peer.clone(), reply.cluster);
                         return Err(OtherCluster { peer, cluster });
                     }
-                    Some(reply) if reply.formed => return Ok(Way::Join(peer.clone())),
+                    Some(reply) if reply.formed => {
+                        self.joining();
+                        return Ok(Way::Join);
+                    }
                     Some(reply) => others.push((peer.clone(), reply)),
                 }
             }
@@ -185,6 +203,7 @@ impl Formation {
             sleep(pause.mul_f64(rand::random_range(0.5..1.5))).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        Ok(Way::Join)
     }
 
     async fn ask(&self, peer: &Arc<str>) -> Option<HelloReply> {
@@ -247,10 +266,13 @@ impl Formation {
             .await
             .into_iter()
             .all(|granted| granted == Some(true));
-        if !granted {
-            self.state().standing = Standing::New;
+        let mut state = self.state();
+        // Another one's cluster may have taken this node in in the meantime.
+        let founding = state.standing == Standing::Founding;
+        if founding && !granted {
+            state.standing = Standing::New;
         }
-        granted
+        founding && granted
     }
 }
 

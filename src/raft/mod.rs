@@ -6,10 +6,12 @@
 //! On the leader it also keeps the membership as `policy` wants it.
 
 mod formation;
+mod membership;
 mod network;
 mod policy;
 mod state_machine;
 mod store;
+mod submit;
 mod types;
 
 use std::{
@@ -21,11 +23,7 @@ use std::{
 
 use actix::prelude::*;
 use bytes::Bytes;
-use openraft::{
-    BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy,
-    error::{ClientWriteError, RaftError},
-    raft::AppendEntriesResponse,
-};
+use openraft::{Config, ServerState, SnapshotPolicy, raft::AppendEntriesResponse};
 use serde::Serialize;
 use tokio::{
     sync::{oneshot, watch},
@@ -37,9 +35,9 @@ pub(crate) use self::{formation::OtherCluster, store::StoreError};
 use self::{
     formation::{Formation, Way},
     network::Network,
-    policy::{Change, Picture},
     state_machine::StateMachine,
     store::Store,
+    submit::{SUBMIT_TIMEOUT, Submitter},
     types::{Metrics, Raft},
 };
 use crate::{
@@ -58,17 +56,13 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A follower stands for election after a silence drawn from this range.
 const ELECTION: std::ops::Range<Duration> = Duration::from_millis(750)..Duration::from_millis(1500);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a proposal may take to be agreed. What is cut off then may still
-/// be; every command is safe to propose again.
-const SUBMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the actor looks whether something is left to do that no event
 /// tells of: a proposal that failed, a learner that has caught up.
 const TICK: Duration = Duration::from_millis(100);
 /// After a proposal has been agreed, how long to wait for the node's own log to
 /// bring it before it is proposed again.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-/// A learner may vote once its log lacks at most this many entries.
-const CAUGHT_UP: u64 = 16;
+const LEAVE: submit_request::Change = submit_request::Change::Leave(proto::Leave {});
 /// Entries between two snapshots, and kept after one for those who lag.
 const SNAPSHOT_EVERY: u64 = 2_000;
 const KEPT_AFTER_SNAPSHOT: u64 = 500;
@@ -143,8 +137,6 @@ pub(crate) struct RaftActor {
     standing: watch::Sender<Standing>,
     /// When a leader's entries were last taken.
     heard_leader: watch::Sender<Option<Instant>>,
-    /// How to propose: not before the node has found its cluster.
-    contacts: Option<Vec<Arc<str>>>,
     /// Whom this node has formed the cluster with, if it has.
     founders: Vec<(NodeId, Member)>,
     /// A proposal of this node's own is under way.
@@ -155,6 +147,8 @@ pub(crate) struct RaftActor {
     changing: bool,
     /// The node is on its way out, and registers nothing any more.
     leaving: bool,
+    /// Dropped when it is out.
+    left: Option<oneshot::Sender<()>>,
 }
 
 impl RaftActor {
@@ -190,7 +184,6 @@ impl RaftActor {
             formation.formed();
         }
         let actor = Self {
-            contacts: formed.then_some(settings.peers),
             formation: Arc::new(formation),
             me: settings.me,
             max_voters: settings.max_voters,
@@ -206,6 +199,7 @@ impl RaftActor {
             proposed: None,
             changing: false,
             leaving: false,
+            left: None,
         };
         Ok(actor.start())
     }
@@ -217,25 +211,16 @@ impl RaftActor {
         let found = async move {
             let way = formation.find().await?;
             if let Way::Form(members) = &way {
-                form(&raft, &me, members, max_voters).await;
+                membership::form(&raft, &me, members, max_voters).await;
                 formation.formed();
             }
             Ok(way)
         };
         ctx.spawn(found.into_actor(self).map(
-            |way: Result<Way, OtherCluster>, actor, _| match way {
-                Ok(Way::Form(founders)) => {
-                    actor.founders = founders.into_iter().collect();
-                    actor.contacts = Some(actor.formation.known());
-                }
-                Ok(Way::Join(peer)) => {
-                    let mut contacts = vec![peer];
-                    contacts.extend(actor.formation.known());
-                    actor.contacts = Some(contacts);
-                }
-                Err(OtherCluster { peer, cluster }) => {
-                    actor.refuse(peer, cluster);
-                }
+            |way: Result<Way, OtherCluster>, actor, ctx| match way {
+                Ok(Way::Form(founders)) => actor.founders = founders.into_iter().collect(),
+                Ok(Way::Join) => actor.turn(ctx),
+                Err(OtherCluster { peer, cluster }) => actor.refuse(peer, cluster),
             },
         ));
     }
@@ -303,7 +288,7 @@ impl RaftActor {
         let Identity { node, boot, .. } = self.me;
         let view = self.agreed.borrow();
         if self.leaving {
-            return None;
+            return self.left.is_some().then_some(LEAVE);
         }
         let up = view.nodes.get(&node);
         if up.is_none_or(|up| up.boot != boot || up.address != self.me.address) {
@@ -332,7 +317,7 @@ impl RaftActor {
     }
 
     fn propose(&mut self, ctx: &mut Context<Self>) {
-        if self.proposing || self.contacts.is_none() {
+        if self.proposing || !self.formation.is_settled() {
             return;
         }
         let Some(change) = self.missing() else {
@@ -351,6 +336,7 @@ impl RaftActor {
         ctx.spawn(reply.into_actor(self).map(move |reply, actor, ctx| {
             actor.proposing = false;
             match reply.outcome() {
+                Outcome::Done if change == LEAVE => actor.left = None,
                 Outcome::Done => {
                     actor.proposed = Some((change, Instant::now()));
                     actor.turn(ctx);
@@ -380,74 +366,8 @@ impl RaftActor {
             metrics: self.metrics.clone(),
             agreed: self.agreed.clone(),
             connections: self.connections.clone(),
-            contacts: self.contacts.clone().unwrap_or_default(),
+            contacts: self.formation.known(),
         }
-    }
-
-    /// On the leader: makes the next change that the policy wants.
-    fn adjust_membership(&mut self, ctx: &mut Context<Self>) {
-        if self.changing || !self.leads() {
-            return;
-        }
-        let view = self.agreed.borrow().clone();
-        if view.formation == 0 {
-            self.changing = true;
-            let command = Command::Form {
-                formation: rand::random_range(1..=u64::MAX),
-                members: self.founders.clone(),
-            };
-            let raft = self.raft.clone();
-            let form = async move { write(&raft, command).await };
-            ctx.spawn(form.into_actor(self).map(|_, actor, ctx| {
-                actor.changing = false;
-                actor.turn(ctx);
-            }));
-            return;
-        }
-        let picture = picture(&self.metrics.borrow(), &view, self.max_voters);
-        let Some(change) = policy::next_change(&picture) else {
-            return;
-        };
-        debug!(?change, "changing the membership");
-        let (members, retain) = match change {
-            Change::Add(node) => {
-                let address = &*view.nodes[&node].address;
-                let added = BTreeMap::from([(node, BasicNode::new(address))]);
-                (ChangeMembers::AddNodes(added), true)
-            }
-            Change::SetVoters(voters) => (ChangeMembers::ReplaceAllVoters(voters), true),
-            Change::Remove(node) => (ChangeMembers::RemoveNodes(BTreeSet::from([node])), true),
-        };
-        self.changing = true;
-        let raft = self.raft.clone();
-        let changed =
-            async move { timeout(SUBMIT_TIMEOUT, raft.change_membership(members, retain)).await };
-        ctx.spawn(changed.into_actor(self).map(|result, actor, ctx| {
-            actor.changing = false;
-            match result {
-                Ok(Ok(_)) => actor.turn(ctx),
-                // The next tick looks again.
-                Ok(Err(error)) => debug!(%error, "the membership was not changed"),
-                Err(_) => debug!("a change of the membership was not agreed in time"),
-            }
-        }));
-    }
-}
-
-/// Starts Raft on a cluster of these nodes. The policy takes in as learners
-/// those that do not vote.
-async fn form(raft: &Raft, me: &Identity, members: &BTreeMap<NodeId, Member>, max_voters: usize) {
-    let voters: BTreeMap<NodeId, BasicNode> =
-        policy::first_voters(me.node, members.keys().copied(), max_voters)
-            .into_iter()
-            .map(|node| (node, BasicNode::new(&members[&node].address)))
-            .collect();
-    let count = voters.len();
-    match raft.initialize(voters).await {
-        Ok(()) => {
-            info!(node = %me.node, cluster = %me.cluster, voters = count, "formed the cluster");
-        }
-        Err(error) => warn!(node = %me.node, %error, "the cluster could not be formed"),
     }
 }
 
@@ -466,168 +386,11 @@ fn config(me: &Identity) -> Config {
     }
 }
 
-fn picture(metrics: &Metrics, view: &View, cap: usize) -> Picture {
-    let membership = metrics.membership_config.membership();
-    let last = metrics.last_log_index.unwrap_or(0);
-    let replicated = metrics.replication.iter().flatten();
-    Picture {
-        leader: metrics.id,
-        voters: membership.voter_ids().collect(),
-        learners: membership.learner_ids().collect(),
-        up: view.nodes.keys().copied().collect(),
-        caught_up: replicated
-            .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
-            .map(|(node, _)| *node)
-            .collect(),
-        cap,
-    }
-}
-
-/// Proposes a command on the leader and waits until it is applied there.
-async fn write(raft: &Raft, command: Command) -> SubmitReply {
-    match timeout(SUBMIT_TIMEOUT, raft.client_write(command)).await {
-        Ok(Ok(_)) => reply(Outcome::Done, ""),
-        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
-            reply(Outcome::NoLeader, "")
-        }
-        Ok(Err(error)) => reply(Outcome::NoLeader, error.to_string()),
-        Err(_) => reply(Outcome::TimedOut, "no quorum answered in time"),
-    }
-}
-
-fn reply(outcome: Outcome, detail: impl Into<String>) -> SubmitReply {
-    SubmitReply {
-        outcome: outcome.into(),
-        detail: detail.into(),
-    }
-}
-
-/// Brings a proposal to the leader.
-struct Submitter {
-    me: Identity,
-    raft: Raft,
-    metrics: watch::Receiver<Metrics>,
-    agreed: watch::Receiver<Arc<View>>,
-    connections: Connections,
-    contacts: Vec<Arc<str>>,
-}
-
-impl Submitter {
-    /// Brings a proposal of this node's own to the leader: by way of whoever
-    /// answers, if this node does not know who leads.
-    async fn submit(self, request: SubmitRequest) -> SubmitReply {
-        let answer = self.pass_on(request.clone()).await;
-        if answer.outcome() != Outcome::NoLeader {
-            return answer;
-        }
-        for contact in self.contacts_in_turn() {
-            let answer = self.ask(&contact, request.clone()).await;
-            if answer.outcome() != Outcome::NoLeader {
-                return answer;
-            }
-        }
-        answer
-    }
-
-    /// Decides on a proposal if this node leads, and else hands it to the node
-    /// that does, unless somebody else has already.
-    async fn pass_on(&self, mut request: SubmitRequest) -> SubmitReply {
-        if *request.cluster != *self.me.cluster {
-            return reply(Outcome::WrongCluster, &*self.me.cluster);
-        }
-        let leader = self.metrics.borrow().current_leader;
-        match leader {
-            Some(leader) if leader == self.me.node => self.lead(request).await,
-            Some(leader) if !request.passed_on => match self.address_of(leader) {
-                Some(address) => {
-                    request.passed_on = true;
-                    self.ask(&address, request).await
-                }
-                None => reply(Outcome::NoLeader, "the leader's address is not known"),
-            },
-            _ => reply(Outcome::NoLeader, "no node is known to lead"),
-        }
-    }
-
-    fn contacts_in_turn(&self) -> BTreeSet<Arc<str>> {
-        let view = self.agreed.borrow();
-        let members = view.nodes.values().map(|member| member.address.clone());
-        let mut contacts: BTreeSet<_> = members.chain(self.contacts.iter().cloned()).collect();
-        contacts.remove(&self.me.address);
-        contacts
-    }
-
-    fn address_of(&self, node: NodeId) -> Option<Arc<str>> {
-        let view = self.agreed.borrow();
-        if let Some(member) = view.nodes.get(&node) {
-            return Some(member.address.clone());
-        }
-        let metrics = self.metrics.borrow();
-        let membership = metrics.membership_config.membership();
-        membership
-            .get_node(&node)
-            .map(|node| node.addr.as_str().into())
-    }
-
-    async fn ask(&self, address: &Arc<str>, request: SubmitRequest) -> SubmitReply {
-        let Ok(mut peer) = self.connections.peer(address) else {
-            return reply(Outcome::NoLeader, format!("{address} is not an address"));
-        };
-        match timeout(SUBMIT_TIMEOUT, peer.submit(request)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => reply(Outcome::NoLeader, status.to_string()),
-            Err(_) => reply(
-                Outcome::TimedOut,
-                format!("{address} did not answer in time"),
-            ),
-        }
-    }
-
-    async fn lead(&self, request: SubmitRequest) -> SubmitReply {
-        let formation = self.agreed.borrow().formation;
-        if request.formation != 0 && request.formation != formation {
-            return reply(
-                Outcome::WrongCluster,
-                format!("{} (of the same name, formed apart)", self.me.cluster),
-            );
-        }
-        let (node, boot) = (NodeId(request.node), request.boot);
-        let command = match request.change {
-            Some(submit_request::Change::Announce(announce)) => {
-                if let Err(error) = crate::transport::check_address(&announce.address) {
-                    return reply(Outcome::Invalid, error.to_string());
-                }
-                let address = announce.address.into();
-                Command::NodeUp {
-                    node,
-                    boot,
-                    address,
-                }
-            }
-            Some(submit_request::Change::Receive(receive)) => Command::Receive {
-                node,
-                boot,
-                register: receive
-                    .register
-                    .into_iter()
-                    .map(|registration| (registration.namespace.into(), registration.label.into()))
-                    .collect(),
-                unregister: receive.unregister.into_iter().map(Arc::from).collect(),
-            },
-            Some(submit_request::Change::Leave(_)) => Command::NodeDown { node, boot },
-            None => return reply(Outcome::Invalid, "it asks for nothing that is known here"),
-        };
-        write(&self.raft, command).await
-    }
-}
-
 impl Actor for RaftActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.contacts.is_none() {
-            self.find_cluster(ctx);
-        }
+        self.find_cluster(ctx);
         ctx.add_stream(changes(self.wanted.clone()));
         ctx.add_stream(changes(self.agreed.clone()));
         ctx.add_stream(changes(self.metrics.clone()));
@@ -756,45 +519,16 @@ impl Handler<LeaveCluster> for RaftActor {
 
     fn handle(&mut self, _: LeaveCluster, ctx: &mut Self::Context) -> Self::Result {
         self.leaving = true;
-        let (done, left) = oneshot::channel();
-        if self.contacts.is_some() {
-            ctx.spawn(self.leave().into_actor(self).map(|(), _, _| {
-                let _ = done.send(());
-            }));
-        }
+        let (left, out) = oneshot::channel();
+        // Without a cluster there is nothing to leave.
+        self.left = self.formation.is_settled().then_some(left);
+        self.turn(ctx);
+        let node = self.me.node;
         Box::pin(async move {
-            let _ = left.await;
+            if timeout(SUBMIT_TIMEOUT, out).await.is_err() {
+                warn!(%node, "the cluster has not agreed in time that the node leaves");
+            }
         })
-    }
-}
-
-impl RaftActor {
-    fn leave(&self) -> impl Future<Output = ()> + use<> {
-        let request = self.request(submit_request::Change::Leave(proto::Leave {}));
-        let submitter = self.submitter();
-        let (node, mut metrics) = (self.me.node, self.metrics.clone());
-        let mut agreed = self.agreed.clone();
-        async move {
-            if submitter.submit(request).await.outcome() != Outcome::Done {
-                return;
-            }
-            // A voter has to stay until the others can decide without it.
-            let replaced = metrics.wait_for(|metrics| {
-                let membership = metrics.membership_config.membership();
-                let votes = membership.voter_ids().any(|voter| voter == node);
-                !votes && membership.get_joint_config().len() == 1
-            });
-            let last = agreed.wait_for(|view| view.nodes.is_empty());
-            let dispensable = async {
-                tokio::select! {
-                    _ = replaced => {}
-                    _ = last => {}
-                }
-            };
-            if timeout(SUBMIT_TIMEOUT, dispensable).await.is_err() {
-                warn!(%node, "left without having been replaced as a voter");
-            }
-        }
     }
 }
 

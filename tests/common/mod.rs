@@ -102,6 +102,11 @@ pub struct Recorder {
 
 pub type Seen = Arc<Mutex<Vec<u64>>>;
 
+/// What a recorder has seen so far, in order.
+pub fn received(seen: &Seen) -> Vec<u64> {
+    seen.lock().unwrap().clone()
+}
+
 impl Recorder {
     /// Starts a recipient and waits until it is agreed.
     pub async fn start_on(node: &Cluster, namespace: &str) -> (Addr<Self>, Seen) {

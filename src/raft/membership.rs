@@ -1,0 +1,117 @@
+//! The leader's care for the membership: it forms the cluster, and makes the
+//! changes that `policy` wants, one at a time.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use actix::prelude::*;
+use openraft::{BasicNode, ChangeMembers};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::{
+    RaftActor,
+    policy::{self, Change, Picture},
+    submit,
+    types::{Metrics, Raft},
+};
+use crate::view::{Command, Identity, Member, NodeId, View};
+
+/// A learner may vote once its log lacks at most this many entries.
+const CAUGHT_UP: u64 = 16;
+/// How long a change may take, with all that the leader has to send for it.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts Raft on a cluster of these nodes. The policy takes in as learners
+/// those that do not vote.
+pub(super) async fn form(
+    raft: &Raft,
+    me: &Identity,
+    members: &BTreeMap<NodeId, Member>,
+    max_voters: usize,
+) {
+    let voters: BTreeMap<NodeId, BasicNode> =
+        policy::first_voters(me.node, members.keys().copied(), max_voters)
+            .into_iter()
+            .map(|node| (node, BasicNode::new(&members[&node].address)))
+            .collect();
+    let count = voters.len();
+    match raft.initialize(voters).await {
+        Ok(()) => {
+            info!(node = %me.node, cluster = %me.cluster, voters = count, "formed the cluster");
+        }
+        Err(error) => warn!(node = %me.node, %error, "the cluster could not be formed"),
+    }
+}
+
+impl RaftActor {
+    /// On the leader: makes the next change that is due.
+    pub(super) fn adjust_membership(&mut self, ctx: &mut Context<Self>) {
+        if self.changing || !self.leads() {
+            return;
+        }
+        let raft = self.raft.clone();
+        let view = self.agreed.borrow().clone();
+        if view.formation == 0 {
+            let command = Command::Form {
+                formation: rand::random_range(1..=u64::MAX),
+                members: self.founders.clone(),
+            };
+            self.change(ctx, async move {
+                submit::write(&raft, command).await;
+            });
+            return;
+        }
+        let picture = picture(&self.metrics.borrow(), &view, self.max_voters);
+        let Some(change) = policy::next_change(&picture) else {
+            return;
+        };
+        debug!(?change, "changing the membership");
+        let members = match change {
+            Change::Add(node) => {
+                let address = &*view.nodes[&node].address;
+                ChangeMembers::AddNodes(BTreeMap::from([(node, BasicNode::new(address))]))
+            }
+            Change::SetVoters(voters) => ChangeMembers::ReplaceAllVoters(voters),
+            Change::Remove(node) => ChangeMembers::RemoveNodes(BTreeSet::from([node])),
+        };
+        self.change(ctx, async move {
+            // Who votes no more stays as a learner, until the policy forgets it.
+            let change = raft.change_membership(members, true);
+            match timeout(CHANGE_TIMEOUT, change).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => debug!(%error, "the membership was not changed"),
+                Err(_) => debug!("a change of the membership was not agreed in time"),
+            }
+        });
+    }
+
+    /// Makes one change, and then looks for the next. After one that failed
+    /// that is the tick's task.
+    fn change(&mut self, ctx: &mut Context<Self>, change: impl Future<Output = ()> + 'static) {
+        self.changing = true;
+        ctx.spawn(change.into_actor(self).map(|(), actor, ctx| {
+            actor.changing = false;
+            actor.turn(ctx);
+        }));
+    }
+}
+
+fn picture(metrics: &Metrics, view: &View, cap: usize) -> Picture {
+    let membership = metrics.membership_config.membership();
+    let last = metrics.last_log_index.unwrap_or(0);
+    let replicated = metrics.replication.iter().flatten();
+    Picture {
+        leader: metrics.id,
+        voters: membership.voter_ids().collect(),
+        learners: membership.learner_ids().collect(),
+        up: view.nodes.keys().copied().collect(),
+        caught_up: replicated
+            .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
+            .map(|(node, _)| *node)
+            .collect(),
+        cap,
+    }
+}

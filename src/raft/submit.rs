@@ -1,0 +1,186 @@
+//! Bringing a proposal to the leader, and deciding on it there.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use openraft::error::{ClientWriteError, RaftError};
+use tokio::{sync::watch, time::timeout};
+
+use super::types::{Metrics, Raft};
+use crate::{
+    proto::{SubmitReply, SubmitRequest, submit_reply::Outcome, submit_request},
+    transport::{Connections, check_address},
+    view::{Command, Identity, NodeId, View},
+};
+
+/// How long a proposal may take to be agreed. What is cut off then may still
+/// be; every command is safe to propose again.
+pub(super) const SUBMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Proposes a command on the leader and waits until it is applied there.
+pub(super) async fn write(raft: &Raft, command: Command) -> SubmitReply {
+    match timeout(SUBMIT_TIMEOUT, raft.client_write(command)).await {
+        Ok(Ok(_)) => reply(Outcome::Done, ""),
+        Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+            reply(Outcome::NoLeader, "")
+        }
+        Ok(Err(error)) => reply(Outcome::NoLeader, error.to_string()),
+        Err(_) => reply(Outcome::TimedOut, "no quorum answered in time"),
+    }
+}
+
+fn reply(outcome: Outcome, detail: impl Into<String>) -> SubmitReply {
+    SubmitReply {
+        outcome: outcome.into(),
+        detail: detail.into(),
+    }
+}
+
+/// Brings proposals to the leader.
+pub(super) struct Submitter {
+    pub(super) me: Identity,
+    pub(super) raft: Raft,
+    pub(super) metrics: watch::Receiver<Metrics>,
+    pub(super) agreed: watch::Receiver<Arc<View>>,
+    pub(super) connections: Connections,
+    /// Addresses of nodes that may know who leads.
+    pub(super) contacts: Vec<Arc<str>>,
+}
+
+impl Submitter {
+    /// Brings a proposal of this node's own to the leader: by way of whoever
+    /// answers, if this node does not know who leads.
+    pub(super) async fn submit(self, request: SubmitRequest) -> SubmitReply {
+        let answer = self.pass_on(request.clone()).await;
+        if answer.outcome() != Outcome::NoLeader {
+            return answer;
+        }
+        for contact in self.contacts_in_turn() {
+            let answer = self.ask(&contact, request.clone()).await;
+            if answer.outcome() != Outcome::NoLeader {
+                return answer;
+            }
+        }
+        answer
+    }
+
+    /// Decides on a proposal if this node leads, and else hands it to the node
+    /// that does, unless somebody else has already.
+    pub(super) async fn pass_on(&self, mut request: SubmitRequest) -> SubmitReply {
+        if *request.cluster != *self.me.cluster {
+            return reply(Outcome::WrongCluster, &*self.me.cluster);
+        }
+        let leader = self.metrics.borrow().current_leader;
+        match leader {
+            Some(leader) if leader == self.me.node => self.lead(request).await,
+            Some(leader) if !request.passed_on => match self.address_of(leader) {
+                Some(address) => {
+                    request.passed_on = true;
+                    self.ask(&address, request).await
+                }
+                None => reply(Outcome::NoLeader, "the leader's address is not known"),
+            },
+            _ => reply(Outcome::NoLeader, "no node is known to lead"),
+        }
+    }
+
+    fn contacts_in_turn(&self) -> BTreeSet<Arc<str>> {
+        let view = self.agreed.borrow();
+        let members = view.nodes.values().map(|member| member.address.clone());
+        let mut contacts: BTreeSet<_> = members.chain(self.contacts.iter().cloned()).collect();
+        contacts.remove(&self.me.address);
+        contacts
+    }
+
+    fn address_of(&self, node: NodeId) -> Option<Arc<str>> {
+        let view = self.agreed.borrow();
+        if let Some(member) = view.nodes.get(&node) {
+            return Some(member.address.clone());
+        }
+        let metrics = self.metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        membership
+            .get_node(&node)
+            .map(|node| node.addr.as_str().into())
+    }
+
+    async fn ask(&self, address: &Arc<str>, request: SubmitRequest) -> SubmitReply {
+        let Ok(mut peer) = self.connections.peer(address) else {
+            return reply(Outcome::NoLeader, format!("{address} is not an address"));
+        };
+        match timeout(SUBMIT_TIMEOUT, peer.submit(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => reply(Outcome::NoLeader, status.to_string()),
+            Err(_) => reply(
+                Outcome::TimedOut,
+                format!("{address} did not answer in time"),
+            ),
+        }
+    }
+
+    async fn lead(&self, request: SubmitRequest) -> SubmitReply {
+        let formation = self.agreed.borrow().formation;
+        if request.formation != 0 && request.formation != formation {
+            return reply(
+                Outcome::WrongCluster,
+                format!("{} (of the same name, formed apart)", self.me.cluster),
+            );
+        }
+        let (node, boot) = (NodeId(request.node), request.boot);
+        let command = match request.change {
+            Some(submit_request::Change::Announce(announce)) => {
+                if let Err(error) = check_address(&announce.address) {
+                    return reply(Outcome::Invalid, error.to_string());
+                }
+                let address = announce.address.into();
+                Command::NodeUp {
+                    node,
+                    boot,
+                    address,
+                }
+            }
+            Some(submit_request::Change::Receive(receive)) => Command::Receive {
+                node,
+                boot,
+                register: receive
+                    .register
+                    .into_iter()
+                    .map(|registration| (registration.namespace.into(), registration.label.into()))
+                    .collect(),
+                unregister: receive.unregister.into_iter().map(Arc::from).collect(),
+            },
+            Some(submit_request::Change::Leave(_)) => {
+                return self.let_go(node, boot).await;
+            }
+            None => return reply(Outcome::Invalid, "it asks for nothing that is known here"),
+        };
+        write(&self.raft, command).await
+    }
+
+    /// Takes a node out. It may go once the others can decide without it: when
+    /// the membership without its vote is committed, or nobody is left.
+    async fn let_go(&self, node: NodeId, boot: u64) -> SubmitReply {
+        let answer = write(&self.raft, Command::NodeDown { node, boot }).await;
+        if answer.outcome() != Outcome::Done {
+            return answer;
+        }
+        let (mut metrics, mut agreed) = (self.metrics.clone(), self.agreed.clone());
+        let replaced = metrics.wait_for(|metrics| {
+            let membership = &metrics.membership_config;
+            let votes = membership.voter_ids().any(|voter| voter == node);
+            let settled = membership.membership().get_joint_config().len() == 1;
+            let committed = *membership.log_id() <= metrics.last_applied;
+            !votes && settled && committed
+        });
+        let last = agreed.wait_for(|view| view.nodes.is_empty());
+        let dispensable = async {
+            tokio::select! {
+                _ = replaced => {}
+                _ = last => {}
+            }
+        };
+        match timeout(SUBMIT_TIMEOUT, dispensable).await {
+            Ok(()) => answer,
+            Err(_) => reply(Outcome::TimedOut, "nobody has taken over the node's vote"),
+        }
+    }
+}
