@@ -188,7 +188,10 @@ fn all_hear(nodes: &mut [Node], speaker: usize) {
         if deaf.is_empty() {
             return;
         }
-        assert!(start.elapsed() < PATIENCE, "nodes {deaf:?} hear nothing");
+        if start.elapsed() > PATIENCE {
+            let logs: Vec<String> = nodes.iter().map(Node::log).collect();
+            panic!("nodes {deaf:?} hear nothing:\n{}", logs.join("\n\n"));
+        }
     }
 }
 

@@ -238,7 +238,10 @@ impl Running {
         let waited = node.settings.drain_timeout;
         let deadline = Instant::now() + waited;
         let outboxes = node.outboxes();
+        let view = node.agreed.borrow().clone();
         for outbox in &outboxes {
+            // Who receives by the latest view is still worth waiting for.
+            outbox.follow(&view);
             outbox.close();
         }
         let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));

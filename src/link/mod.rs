@@ -16,7 +16,6 @@ pub(crate) use self::{
     incoming::{Channels, Incoming, Inlet, Lane, Replies},
     outgoing::{Link, Links, Target},
 };
-use crate::view::NodeId;
 
 /// A frame is full when it holds this much. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
@@ -36,14 +35,13 @@ pub(crate) enum Verdict {
 ///
 /// The link holds none of its locks while it calls.
 pub(crate) trait Feedback: Send + Sync {
-    /// The peer takes up to `window` messages without a verdict. A `refusal`
-    /// says why it will never take any.
-    fn granted(&self, peer: NodeId, window: u32, refusal: Option<String>);
+    /// The peer takes up to `window` messages without a verdict.
+    fn granted(&self, window: u32);
     /// What became of `count` messages from `first` on.
-    fn settled(&self, peer: NodeId, first: u64, count: u64, verdict: Verdict);
+    fn settled(&self, first: u64, count: u64, verdict: Verdict);
     /// What the handler returned, encoded; or why it returned nothing.
-    fn replied(&self, peer: NodeId, sequence: u64, reply: Result<bytes::Bytes, String>);
+    fn replied(&self, sequence: u64, reply: Result<bytes::Bytes, String>);
     /// The link broke. What had a number from `unsent` on has not left this
     /// node; of what had a lower one and no verdict, nothing is known.
-    fn broken(&self, peer: NodeId, unsent: u64);
+    fn broken(&self, unsent: u64);
 }

@@ -196,8 +196,9 @@ impl Link {
             .expect("no panic while messages are queued")
     }
 
-    /// Makes a namespace known to the peer, which then grants. Returns its
-    /// number on this link and that of its next message.
+    /// Makes a namespace known to the peer, which then grants to this mailbox in
+    /// place of an earlier one. Returns its number on this link and that of its
+    /// next message.
     pub(crate) fn attach(
         &self,
         namespace: &Arc<str>,
@@ -213,6 +214,7 @@ impl Link {
             Some(number) => {
                 // Said again, so that the peer grants again.
                 shared.declared = shared.declared.min(number);
+                shared.channels[number].mailbox = mailbox;
                 number
             }
             None => {
@@ -338,9 +340,11 @@ impl Link {
     async fn read(&self, mut replies: Streaming<LinkReply>) -> Result<(), Broken> {
         while let Some(frame) = replies.message().await? {
             for grant in frame.grants {
-                let refusal = (!grant.refusal.is_empty()).then_some(grant.refusal);
+                if !grant.refusal.is_empty() {
+                    warn!(peer = %self.peer, reason = %grant.refusal, "a receiver refuses");
+                }
                 if let Some(mailbox) = self.mailbox(grant.channel)? {
-                    mailbox.granted(self.peer, grant.window, refusal);
+                    mailbox.granted(grant.window);
                 }
             }
             for settled in frame.verdicts {
@@ -353,7 +357,7 @@ impl Link {
                     }
                 };
                 if let Some(mailbox) = self.mailbox(settled.channel)? {
-                    mailbox.settled(self.peer, settled.first, settled.count, verdict);
+                    mailbox.settled(settled.first, settled.count, verdict);
                 }
             }
             for replied in frame.replies {
@@ -363,7 +367,7 @@ impl Link {
                     None => Err("the peer sent an empty reply".to_owned()),
                 };
                 if let Some(mailbox) = self.mailbox(replied.channel)? {
-                    mailbox.replied(self.peer, replied.sequence, reply);
+                    mailbox.replied(replied.sequence, reply);
                 }
             }
         }
@@ -397,7 +401,7 @@ impl Link {
         if was_up {
             for (mailbox, unsent) in told {
                 if let Some(mailbox) = mailbox.upgrade() {
-                    mailbox.broken(self.peer, unsent);
+                    mailbox.broken(unsent);
                 }
             }
         }

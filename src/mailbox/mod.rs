@@ -4,8 +4,12 @@
 //! is its actor, on the node's own arbiter: it keeps the deadlines, and it is
 //! what a plain `Recipient<M>` of the namespace leads to.
 
+mod feedback;
+mod lane;
 mod outbox;
+mod parcel;
 mod rotation;
+mod upkeep;
 
 use std::{future::pending, sync::Arc};
 
@@ -15,7 +19,10 @@ use actix::{
 };
 use tokio::time::{Instant, sleep_until};
 
-pub(crate) use self::outbox::{AnyOutbox, Limits, Outbox, Place};
+pub(crate) use self::{
+    outbox::{Limits, Outbox, Place},
+    upkeep::AnyOutbox,
+};
 use crate::message::RemoteMessage;
 
 /// Distributes the messages of a namespace that this node sends.

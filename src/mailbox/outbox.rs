@@ -11,28 +11,30 @@
 //! returned it, or when the link broke before it had left this node.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    future::{Future, poll_fn},
-    pin::Pin,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use actix::prelude::SendError;
-use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 use tracing::{debug, warn};
 
-use super::rotation;
+use super::{
+    feedback::LaneEnd,
+    lane::{Lane, Route},
+    parcel::{Parcel, Refused, Unsent},
+    rotation,
+};
 use crate::{
-    delivery::{Deadline, Delivery, Reply, Request, Timekeeper, Waiter, far},
+    delivery::{Deadline, Delivery, Request, Timekeeper, Waiter},
     error::DeliveryError,
-    inbox::{Arrived, Channel, Origin},
-    link::{Feedback, Link, Links, Target, Verdict},
-    message::{Body, RemoteMessage, encode},
+    inbox::{Arrived, Channel},
+    link::Links,
+    message::{Body, RemoteMessage},
     status::Counters,
-    view::{NodeId, View},
+    view::NodeId,
 };
 
 /// How much one namespace may hold on the sending side.
@@ -63,146 +65,44 @@ pub(crate) struct Place<M: RemoteMessage> {
 }
 
 pub(crate) struct Outbox<M: RemoteMessage> {
-    place: Place<M>,
-    this: Weak<Self>,
-    /// How the local recipients answer.
-    local_origin: Arc<LocalOrigin<M>>,
+    pub(super) place: Place<M>,
+    pub(super) this: Weak<Self>,
     state: Mutex<State<M>>,
     /// The earliest deadline has become an earlier one.
     sooner: Notify,
 }
 
-struct State<M: RemoteMessage> {
+pub(super) struct State<M: RemoteMessage> {
     /// In the order in which they were sent.
-    waiting: VecDeque<Parcel<M>>,
+    pub(super) waiting: VecDeque<Parcel<M>>,
     waiting_bytes: usize,
-    lanes: Vec<Lane<M>>,
+    pub(super) lanes: Vec<Lane<M>>,
     /// The lane whose turn it is.
     turn: usize,
     /// The number of the next message.
     order: u64,
-    /// What the local recipients grant.
-    local_window: u32,
     /// The label of the type that the cluster receives, if it is another one.
-    other_label: Option<Arc<str>>,
+    pub(super) other_label: Option<Arc<str>>,
     /// No deadline passes before this instant.
     earliest: Option<Instant>,
     /// Who waits for room, or for all to be handed over or settled.
     wakers: Vec<Waker>,
     /// The node shuts down and takes no new messages.
-    closed: bool,
-}
-
-/// A message, and what is known of it.
-struct Parcel<M: RemoteMessage> {
-    /// `None` while a local recipient has it.
-    body: Option<Body<M>>,
-    size: usize,
-    order: u64,
-    sent: Instant,
-    /// Where the sender can move it.
-    deadline: Option<Deadline>,
-    waiter: Waiter<M>,
-    /// The sender has been told that the outcome is unknown, so it must not be
-    /// offered again.
-    given_up: bool,
-}
-
-/// The messages that are under way to one receiver.
-struct Lane<M: RemoteMessage> {
-    node: NodeId,
-    route: Route,
-    /// Whether the node is a receiver in the view.
-    agreed: bool,
-    /// How many may be under way. Nought while the link is down.
-    window: u32,
-    /// The number of the next message on this lane.
-    next: u64,
-    under_way: BTreeMap<u64, Parcel<M>>,
-    under_way_bytes: usize,
-    /// Accepted, and not yet answered.
-    asking: BTreeMap<u64, Parcel<M>>,
-}
-
-enum Route {
-    Local,
-    Remote { link: Arc<Link>, channel: u32 },
-}
-
-impl<M: RemoteMessage> Parcel<M> {
-    fn timeout(&self, default: Duration) -> Duration {
-        self.deadline.as_ref().map_or(default, Deadline::timeout)
-    }
-
-    fn expires(&self, default: Duration) -> Instant {
-        far(self.sent, self.timeout(default))
-    }
-
-    fn is_encoded(&self) -> bool {
-        matches!(self.body, Some(Body::Encoded(_)))
-    }
-}
-
-impl<M: RemoteMessage> Lane<M> {
-    fn is_ready(&self, window_bytes: usize) -> bool {
-        self.agreed
-            && self.under_way.len() < self.window as usize
-            && self.under_way_bytes < window_bytes
-    }
-
-    fn is_local(&self) -> bool {
-        matches!(self.route, Route::Local)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.under_way.is_empty() && self.asking.is_empty()
-    }
-
-    fn settle(&mut self, sequence: u64) -> Option<Parcel<M>> {
-        let parcel = self.under_way.remove(&sequence)?;
-        self.under_way_bytes -= parcel.size;
-        Some(parcel)
-    }
-}
-
-/// A message that was not taken in.
-struct Unsent<M: RemoteMessage> {
-    parcel: Parcel<M>,
-    refused: Refused,
-}
-
-/// Why a message was not taken in.
-enum Refused {
-    Full,
-    Failed(DeliveryError),
-}
-
-impl<M: RemoteMessage> Parcel<M> {
-    fn refused(self, refused: Refused) -> Box<Unsent<M>> {
-        Box::new(Unsent {
-            parcel: self,
-            refused,
-        })
-    }
-
-    fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {
-        self.refused(Refused::Failed(error))
-    }
+    pub(super) closed: bool,
 }
 
 impl<M: RemoteMessage> Outbox<M> {
     pub(crate) fn new(place: Place<M>) -> Arc<Self> {
+        let (node, recipients) = (place.node, place.local.clone());
         let outbox = Arc::new_cyclic(|this: &Weak<Self>| Self {
             place,
             this: this.clone(),
-            local_origin: Arc::new(LocalOrigin(this.clone())),
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
                 lanes: Vec::new(),
                 turn: rand::random_range(0..1 << 16),
                 order: 0,
-                local_window: 0,
                 other_label: None,
                 earliest: None,
                 wakers: Vec::new(),
@@ -210,12 +110,14 @@ impl<M: RemoteMessage> Outbox<M> {
             }),
             sooner: Notify::new(),
         });
-        let origin = outbox.local_origin.clone();
-        outbox.place.local.attach_origin(origin);
+        let end = LaneEnd::new(outbox.this.clone());
+        let local = Lane::new(node, Route::Local, end.clone(), 0);
+        outbox.state().lanes.push(local);
+        recipients.attach_origin(end);
         outbox
     }
 
-    fn state(&self) -> MutexGuard<'_, State<M>> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State<M>> {
         self.state
             .lock()
             .expect("no panic while messages are routed")
@@ -228,7 +130,7 @@ impl<M: RemoteMessage> Outbox<M> {
     // What senders call.
 
     pub(crate) fn do_send(&self, message: M) {
-        let parcel = self.parcel(message, Waiter::None, None);
+        let parcel = Parcel::new(message, Waiter::None, None);
         if let Err(unsent) = self.take_in(parcel, true) {
             self.refuse(*unsent);
         }
@@ -245,7 +147,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn try_take_in(&self, message: M, bounded: bool) -> Result<(), SendError<M>> {
-        let parcel = self.parcel(message, Waiter::None, None);
+        let parcel = Parcel::new(message, Waiter::None, None);
         let Err(unsent) = self.take_in(parcel, bounded) else {
             return Ok(());
         };
@@ -281,7 +183,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn send_awaited(&self, message: M, waiter: Waiter<M>, deadline: Deadline) {
-        let parcel = self.parcel(message, waiter, Some(deadline));
+        let parcel = Parcel::new(message, waiter, Some(deadline));
         // Whoever awaits the outcome of each message is the bound on them.
         if let Err(unsent) = self.take_in(parcel, false) {
             self.refuse(*unsent);
@@ -300,7 +202,7 @@ impl<M: RemoteMessage> Outbox<M> {
         if state.closed || !state.is_full(self.limits()) {
             return Poll::Ready(());
         }
-        state.wakers.push(cx.waker().clone());
+        state.wait(cx);
         Poll::Pending
     }
 
@@ -310,21 +212,8 @@ impl<M: RemoteMessage> Outbox<M> {
         if state.waiting.is_empty() {
             return Poll::Ready(());
         }
-        state.wakers.push(cx.waker().clone());
+        state.wait(cx);
         Poll::Pending
-    }
-
-    fn parcel(&self, message: M, waiter: Waiter<M>, deadline: Option<Deadline>) -> Parcel<M> {
-        let body = Body::Value(message);
-        Parcel {
-            size: body.size(),
-            body: Some(body),
-            order: 0,
-            sent: Instant::now(),
-            deadline,
-            waiter,
-            given_up: false,
-        }
     }
 
     /// Hands the message over, or lets it wait. A message that goes to another
@@ -358,7 +247,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 None if !encoded && bounded && state.is_full(self.limits()) => {
                     return Err(parcel.refused(Refused::Full));
                 }
-                None if encoded || state.local_window > 0 => {
+                None if encoded || state.may_stay() => {
                     parcel.order = state.next_order();
                     self.note_deadline(&mut state, &parcel);
                     state.waiting_bytes += parcel.size;
@@ -367,28 +256,9 @@ impl<M: RemoteMessage> Outbox<M> {
                 }
                 _ => {
                     drop(state);
-                    parcel = self.encode(parcel)?;
+                    parcel = parcel.encoded(self.limits().max_message)?;
                 }
             }
-        }
-    }
-
-    fn encode(&self, mut parcel: Parcel<M>) -> Result<Parcel<M>, Box<Unsent<M>>> {
-        let Some(Body::Value(message)) = &parcel.body else {
-            return Ok(parcel);
-        };
-        let limit = self.limits().max_message;
-        match encode(message) {
-            Ok(bytes) if bytes.len() > limit => {
-                let size = bytes.len();
-                Err(parcel.failed(DeliveryError::TooLarge { size, limit }))
-            }
-            Ok(bytes) => {
-                parcel.size = bytes.len();
-                parcel.body = Some(Body::Encoded(bytes));
-                Ok(parcel)
-            }
-            Err(reason) => Err(parcel.failed(DeliveryError::Encode { reason })),
         }
     }
 
@@ -408,7 +278,7 @@ impl<M: RemoteMessage> Outbox<M> {
         let handed = match (&lane.route, parcel.body.take()) {
             (Route::Local, Some(body)) => {
                 let arrived = Arrived {
-                    origin: self.local_origin.clone(),
+                    origin: lane.end.clone(),
                     sequence,
                     ask,
                     body,
@@ -427,20 +297,17 @@ impl<M: RemoteMessage> Outbox<M> {
             parcel.body = body;
             return Err(parcel);
         }
-        lane.next += 1;
-        lane.under_way_bytes += parcel.size;
-        if !matches!(parcel.waiter, Waiter::None) {
+        if parcel.is_awaited() {
             self.note_deadline(state, &parcel);
         }
-        let lane = &mut state.lanes[index];
-        lane.under_way.insert(sequence, parcel);
+        state.lanes[index].send_off(parcel);
         state.turn = index + 1;
         Ok(())
     }
 
     /// Hands over what waits as far as there are receivers for it, and wakes
     /// who waits for that.
-    fn pump(&self, state: &mut State<M>) {
+    pub(super) fn pump(&self, state: &mut State<M>) {
         while !state.waiting.is_empty() {
             let Some(lane) = state.next(self.limits()) else {
                 break;
@@ -449,7 +316,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 break;
             };
             if !state.lanes[lane].is_local() {
-                match self.encode(parcel) {
+                match parcel.encoded(self.limits().max_message) {
                     Ok(encoded) => parcel = encoded,
                     Err(unsent) => {
                         self.refuse(*unsent);
@@ -467,7 +334,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     /// Lets a message wait again that no recipient has seen.
-    fn offer_again(&self, state: &mut State<M>, parcel: Parcel<M>) {
+    pub(super) fn offer_again(&self, state: &mut State<M>, parcel: Parcel<M>) {
         if parcel.given_up {
             return self.bury(&parcel, "returned after its deadline");
         }
@@ -490,7 +357,7 @@ impl<M: RemoteMessage> Outbox<M> {
         }
     }
 
-    fn fail(&self, mut parcel: Parcel<M>, error: DeliveryError) {
+    pub(super) fn fail(&self, mut parcel: Parcel<M>, error: DeliveryError) {
         match std::mem::replace(&mut parcel.waiter, Waiter::None) {
             Waiter::None => self.bury(&parcel, &error.to_string()),
             waiter => {
@@ -513,7 +380,7 @@ impl<M: RemoteMessage> Outbox<M> {
         );
     }
 
-    fn other_type(&self, theirs: &str) -> DeliveryError {
+    pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
         DeliveryError::Rejected {
             reason: format!(
                 "the namespace {:?} carries {theirs} in this cluster and {} here",
@@ -565,8 +432,8 @@ impl<M: RemoteMessage> Outbox<M> {
             self.fail(parcel, error);
         }
         for lane in &mut state.lanes {
-            for parcel in lane.under_way.values_mut() {
-                if !matches!(parcel.waiter, Waiter::None) && !keep(parcel) {
+            for parcel in lane.under_way_mut() {
+                if parcel.is_awaited() && !keep(parcel) {
                     parcel.give_up(default);
                 }
             }
@@ -583,18 +450,6 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 }
 
-impl<M: RemoteMessage> Parcel<M> {
-    /// Tells the sender that the outcome is unknown.
-    fn give_up(&mut self, default: Duration) {
-        let waited = self.timeout(default);
-        self.given_up = true;
-        std::mem::replace(&mut self.waiter, Waiter::None).fail(DeliveryError::Timeout {
-            waited,
-            maybe_delivered: true,
-        });
-    }
-}
-
 impl<M: RemoteMessage> State<M> {
     fn next(&self, limits: &Limits) -> Option<usize> {
         rotation::next(self.turn, self.lanes.len(), |lane| {
@@ -606,12 +461,26 @@ impl<M: RemoteMessage> State<M> {
         self.waiting.len() >= limits.outbox_messages || self.waiting_bytes >= limits.outbox_bytes
     }
 
+    /// Has the task polled again when anything has changed.
+    pub(super) fn wait(&mut self, cx: &Context<'_>) {
+        if !self.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.wakers.push(cx.waker().clone());
+        }
+    }
+
+    /// Whether the next message may go to a recipient of this node, which gets
+    /// it unencoded.
+    fn may_stay(&self) -> bool {
+        let mut lanes = self.lanes.iter();
+        lanes.any(|lane| lane.is_local() && lane.window > 0)
+    }
+
     fn next_order(&mut self) -> u64 {
         self.order += 1;
         self.order
     }
 
-    fn pop_waiting(&mut self) -> Option<Parcel<M>> {
+    pub(super) fn pop_waiting(&mut self) -> Option<Parcel<M>> {
         let parcel = self.waiting.pop_front()?;
         self.waiting_bytes -= parcel.size;
         Some(parcel)
@@ -626,13 +495,10 @@ impl<M: RemoteMessage> State<M> {
         self.waiting.insert(place, parcel);
     }
 
-    fn lane(&mut self, node: NodeId) -> Option<&mut Lane<M>> {
-        self.lanes.iter_mut().find(|lane| lane.node == node)
-    }
-
     /// Forgets the lanes that nothing is on and nothing will be.
-    fn tidy(&mut self) {
-        self.lanes.retain(|lane| lane.agreed || !lane.is_idle());
+    pub(super) fn tidy(&mut self) {
+        self.lanes
+            .retain(|lane| lane.is_local() || lane.agreed || !lane.is_idle());
     }
 }
 
@@ -642,279 +508,6 @@ impl<M: RemoteMessage> Timekeeper for Outbox<M> {
         if state.earliest.is_none_or(|earliest| deadline < earliest) {
             state.earliest = Some(deadline);
             self.sooner.notify_one();
-        }
-    }
-}
-
-impl<M: RemoteMessage> Feedback for Outbox<M> {
-    fn granted(&self, peer: NodeId, window: u32, refusal: Option<String>) {
-        if let Some(reason) = refusal {
-            warn!(namespace = %self.place.namespace, %peer, %reason, "a receiver refuses");
-        }
-        let mut state = self.state();
-        if let Some(lane) = state.lane(peer) {
-            lane.window = window;
-        }
-        self.pump(&mut state);
-    }
-
-    fn settled(&self, peer: NodeId, first: u64, count: u64, verdict: Verdict) {
-        let mut state = self.state();
-        let Some(lane) = state.lane(peer) else { return };
-        let range = first..first.saturating_add(count);
-        let settled: Vec<u64> = lane.under_way.range(range).map(|(key, _)| *key).collect();
-        let mut returned = Vec::new();
-        for sequence in settled {
-            let Some(mut parcel) = lane.settle(sequence) else {
-                continue;
-            };
-            match &verdict {
-                Verdict::Accepted => match parcel.waiter {
-                    Waiter::None => {}
-                    Waiter::Accepted(waiter) => drop(waiter.send(Ok(peer))),
-                    Waiter::Handled(_) => {
-                        parcel.body = None;
-                        lane.asking.insert(sequence, parcel);
-                    }
-                },
-                Verdict::Returned => returned.push(parcel),
-                Verdict::Rejected(reason) => {
-                    let reason = reason.clone();
-                    self.fail(parcel, DeliveryError::Rejected { reason });
-                }
-            }
-        }
-        for parcel in returned {
-            self.offer_again(&mut state, parcel);
-        }
-        self.pump(&mut state);
-    }
-
-    fn replied(&self, peer: NodeId, sequence: u64, reply: Result<Bytes, String>) {
-        self.answered(
-            peer,
-            sequence,
-            reply.map(|bytes| Reply::Encoded(peer, bytes)),
-        );
-    }
-
-    fn broken(&self, peer: NodeId, unsent: u64) {
-        let mut state = self.state();
-        let Some(lane) = state.lane(peer) else { return };
-        lane.window = 0;
-        let kept = lane.under_way.split_off(&unsent);
-        let mut lost = std::mem::take(&mut lane.under_way);
-        lost.append(&mut lane.asking);
-        lane.under_way_bytes = 0;
-        for parcel in lost.into_values() {
-            self.fail(
-                parcel,
-                DeliveryError::Lost {
-                    node: peer,
-                    reason: "the link broke".to_owned(),
-                },
-            );
-        }
-        for parcel in kept.into_values() {
-            self.offer_again(&mut state, parcel);
-        }
-        state.tidy();
-        self.pump(&mut state);
-    }
-}
-
-impl<M: RemoteMessage> Outbox<M> {
-    fn answered(&self, node: NodeId, sequence: u64, reply: Result<Reply<M>, String>) {
-        let mut state = self.state();
-        let Some(lane) = state.lane(node) else { return };
-        let Some(parcel) = lane.asking.remove(&sequence) else {
-            return;
-        };
-        if let Waiter::Handled(waiter) = parcel.waiter {
-            let outcome = reply.map_err(|reason| DeliveryError::Lost { node, reason });
-            drop(waiter.send(outcome));
-        }
-        self.pump(&mut state);
-    }
-}
-
-/// How the recipients of this node answer.
-struct LocalOrigin<M: RemoteMessage>(Weak<Outbox<M>>);
-
-impl<M: RemoteMessage> LocalOrigin<M> {
-    fn settled(&self, sequence: u64, verdict: Verdict) {
-        if let Some(outbox) = self.0.upgrade() {
-            outbox.settled(outbox.place.node, sequence, 1, verdict);
-        }
-    }
-}
-
-impl<M: RemoteMessage> Origin<M> for LocalOrigin<M> {
-    fn grant(&self, window: u32) {
-        if let Some(outbox) = self.0.upgrade() {
-            outbox.state().local_window = window;
-            outbox.granted(outbox.place.node, window, None);
-        }
-    }
-
-    fn accepted(&self, sequence: u64) {
-        self.settled(sequence, Verdict::Accepted);
-    }
-
-    fn returned(&self, sequence: u64, body: Body<M>) {
-        let Some(outbox) = self.0.upgrade() else {
-            return;
-        };
-        let mut state = outbox.state();
-        let lane = state.lane(outbox.place.node);
-        if let Some(mut parcel) = lane.and_then(|lane| lane.settle(sequence)) {
-            parcel.body = Some(body);
-            outbox.offer_again(&mut state, parcel);
-        }
-        outbox.pump(&mut state);
-    }
-
-    fn rejected(&self, sequence: u64, reason: String) {
-        self.settled(sequence, Verdict::Rejected(reason));
-    }
-
-    fn replied(&self, sequence: u64, reply: Result<M::Result, String>) {
-        if let Some(outbox) = self.0.upgrade() {
-            outbox.answered(outbox.place.node, sequence, reply.map(Reply::Value));
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        self.0.strong_count() == 0
-    }
-}
-
-/// An outbox whatever its type of message, for the node.
-pub(crate) trait AnyOutbox: Send + Sync {
-    /// Follows the view: who receives the namespace now.
-    fn follow(&self, view: &View);
-    /// Takes no new messages.
-    fn close(&self);
-    /// Resolves when all that was taken in is settled, or waits for nobody.
-    fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    /// Gives up what is left: messages that wait, and that are under way.
-    fn abandon(&self) -> (usize, usize);
-    /// Messages that wait, and that are under way.
-    fn load(&self) -> (usize, usize);
-}
-
-impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
-    fn follow(&self, view: &View) {
-        let place = &self.place;
-        let receivers = view.receivers.get(&place.namespace);
-        let mut state = self.state();
-        for lane in &mut state.lanes {
-            lane.agreed = false;
-        }
-        let other = receivers.filter(|receivers| receivers.label != place.label);
-        state.other_label = other.map(|receivers| receivers.label.clone());
-        let nodes = receivers
-            .filter(|_| other.is_none())
-            .into_iter()
-            .flat_map(|receivers| receivers.nodes.keys().copied());
-        for node in nodes {
-            if let Some(lane) = state.lane(node) {
-                lane.agreed = true;
-                continue;
-            }
-            let local_window = state.local_window;
-            let lane = if node == place.node {
-                Lane::new(node, Route::Local, local_window, 0)
-            } else {
-                let Some(member) = view.nodes.get(&node) else {
-                    continue;
-                };
-                let target = Target {
-                    address: member.address.clone(),
-                    boot: member.boot,
-                };
-                let link = place.links.to(node, target);
-                let mailbox: Weak<Self> = self.this.clone();
-                let (channel, next) = link.attach(&place.namespace, &place.label, mailbox);
-                Lane::new(node, Route::Remote { link, channel }, 0, next)
-            };
-            state.lanes.push(lane);
-        }
-        state.tidy();
-        if let Some(theirs) = state.other_label.clone() {
-            while let Some(parcel) = state.pop_waiting() {
-                self.fail(parcel, self.other_type(&theirs));
-            }
-        }
-        self.pump(&mut state);
-    }
-
-    fn close(&self) {
-        let mut state = self.state();
-        state.closed = true;
-        self.pump(&mut state);
-    }
-
-    fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(poll_fn(|cx| {
-            let mut state = self.state();
-            let hopeless = !state.lanes.iter().any(|lane| lane.agreed);
-            let settled = state.lanes.iter().all(Lane::is_idle);
-            if settled && (hopeless || state.waiting.is_empty()) {
-                return Poll::Ready(());
-            }
-            state.wakers.push(cx.waker().clone());
-            Poll::Pending
-        }))
-    }
-
-    fn abandon(&self) -> (usize, usize) {
-        let mut state = self.state();
-        state.closed = true;
-        let mut waiting = 0;
-        while let Some(parcel) = state.pop_waiting() {
-            waiting += 1;
-            self.fail(parcel, DeliveryError::Closed);
-        }
-        let mut under_way = 0;
-        for lane in std::mem::take(&mut state.lanes) {
-            for parcel in lane
-                .under_way
-                .into_values()
-                .chain(lane.asking.into_values())
-            {
-                under_way += 1;
-                self.fail(
-                    parcel,
-                    DeliveryError::Lost {
-                        node: lane.node,
-                        reason: "this node shut down before it heard more".to_owned(),
-                    },
-                );
-            }
-        }
-        self.pump(&mut state);
-        (waiting, under_way)
-    }
-
-    fn load(&self) -> (usize, usize) {
-        let state = self.state();
-        let under_way = state.lanes.iter().map(|lane| lane.under_way.len());
-        (state.waiting.len(), under_way.sum())
-    }
-}
-
-impl<M: RemoteMessage> Lane<M> {
-    fn new(node: NodeId, route: Route, window: u32, next: u64) -> Self {
-        Self {
-            node,
-            route,
-            agreed: true,
-            window,
-            next,
-            under_way: BTreeMap::new(),
-            under_way_bytes: 0,
-            asking: BTreeMap::new(),
         }
     }
 }

@@ -1,0 +1,153 @@
+//! What receivers answer, and what becomes of their messages then.
+
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+
+use super::{
+    lane::Cut,
+    outbox::{Outbox, State},
+};
+use crate::{
+    delivery::{Reply, Waiter},
+    error::DeliveryError,
+    inbox::Origin,
+    link::{Feedback, Verdict},
+    message::{Body, RemoteMessage},
+    view::NodeId,
+};
+
+/// The end of a lane at which its receiver's answers come in, from the link or
+/// from the recipients of this node.
+///
+/// An answer that comes too late finds nothing: its lane is gone, or its message
+/// is there no more, for a lane uses no number twice.
+pub(super) struct LaneEnd<M: RemoteMessage> {
+    outbox: Weak<Outbox<M>>,
+}
+
+impl<M: RemoteMessage> LaneEnd<M> {
+    pub(super) fn new(outbox: Weak<Outbox<M>>) -> Arc<Self> {
+        Arc::new(Self { outbox })
+    }
+
+    /// Has the outbox take in what happened on the lane, whose index it is told,
+    /// and hand over what has become possible by it.
+    fn report(&self, what: impl FnOnce(&Outbox<M>, &mut State<M>, usize)) {
+        let Some(outbox) = self.outbox.upgrade() else {
+            return;
+        };
+        let mut state = outbox.state();
+        let mut lanes = state.lanes.iter();
+        if let Some(index) = lanes.position(|lane| std::ptr::eq(&*lane.end, self)) {
+            what(&outbox, &mut state, index);
+            outbox.pump(&mut state);
+        }
+    }
+
+    fn open(&self, window: u32) {
+        self.report(|_, state, lane| state.lanes[lane].window = window);
+    }
+
+    fn settle(&self, first: u64, count: u64, verdict: Verdict) {
+        self.report(|outbox, state, lane| {
+            let lane = &mut state.lanes[lane];
+            let settled = lane.settle(first..first.saturating_add(count));
+            match verdict {
+                Verdict::Accepted => {
+                    for (sequence, parcel) in settled {
+                        lane.accepted(sequence, parcel);
+                    }
+                }
+                Verdict::Returned => {
+                    for (_, parcel) in settled {
+                        outbox.offer_again(state, parcel);
+                    }
+                }
+                Verdict::Rejected(reason) => {
+                    for (_, parcel) in settled {
+                        let reason = reason.clone();
+                        outbox.fail(parcel, DeliveryError::Rejected { reason });
+                    }
+                }
+            }
+        });
+    }
+
+    fn answered(&self, sequence: u64, reply: impl FnOnce(NodeId) -> Result<Reply<M>, String>) {
+        self.report(|_, state, lane| {
+            let lane = &mut state.lanes[lane];
+            let node = lane.node;
+            let parcel = lane.asking.remove(&sequence);
+            if let Some(Waiter::Handled(waiter)) = parcel.map(|parcel| parcel.waiter) {
+                let lost = |reason| DeliveryError::Lost { node, reason };
+                let _ = waiter.send(reply(node).map_err(lost));
+            }
+        });
+    }
+}
+
+/// A link answers for its peer.
+impl<M: RemoteMessage> Feedback for LaneEnd<M> {
+    fn granted(&self, window: u32) {
+        self.open(window);
+    }
+
+    fn settled(&self, first: u64, count: u64, verdict: Verdict) {
+        self.settle(first, count, verdict);
+    }
+
+    fn replied(&self, sequence: u64, reply: Result<Bytes, String>) {
+        self.answered(sequence, |node| {
+            reply.map(|bytes| Reply::Encoded(node, bytes))
+        });
+    }
+
+    fn broken(&self, unsent: u64) {
+        self.report(|outbox, state, lane| {
+            let lane = &mut state.lanes[lane];
+            let (node, Cut { unsent, lost }) = (lane.node, lane.cut(unsent));
+            for parcel in lost {
+                let reason = "the link broke".to_owned();
+                outbox.fail(parcel, DeliveryError::Lost { node, reason });
+            }
+            for parcel in unsent {
+                outbox.offer_again(state, parcel);
+            }
+            state.tidy();
+        });
+    }
+}
+
+/// The recipients of this node answer for themselves.
+impl<M: RemoteMessage> Origin<M> for LaneEnd<M> {
+    fn grant(&self, window: u32) {
+        self.open(window);
+    }
+
+    fn accepted(&self, sequence: u64) {
+        self.settle(sequence, 1, Verdict::Accepted);
+    }
+
+    fn returned(&self, sequence: u64, body: Body<M>) {
+        self.report(|outbox, state, lane| {
+            let settled = state.lanes[lane].settle(sequence..sequence + 1);
+            if let Some((_, mut parcel)) = settled.into_iter().next() {
+                parcel.body = Some(body);
+                outbox.offer_again(state, parcel);
+            }
+        });
+    }
+
+    fn rejected(&self, sequence: u64, reason: String) {
+        self.settle(sequence, 1, Verdict::Rejected(reason));
+    }
+
+    fn replied(&self, sequence: u64, reply: Result<M::Result, String>) {
+        self.answered(sequence, |_| reply.map(Reply::Value));
+    }
+
+    fn is_gone(&self) -> bool {
+        self.outbox.strong_count() == 0
+    }
+}

@@ -1,0 +1,133 @@
+//! What the node asks of an outbox, whatever its type of message.
+
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+
+use super::{
+    feedback::LaneEnd,
+    lane::{Lane, Route},
+    outbox::{Outbox, State},
+};
+use crate::{
+    error::DeliveryError,
+    link::Target,
+    message::RemoteMessage,
+    view::{NodeId, View},
+};
+
+pub(crate) trait AnyOutbox: Send + Sync {
+    /// Follows the view: who receives the namespace now.
+    fn follow(&self, view: &View);
+    /// Takes no new messages.
+    fn close(&self);
+    /// Resolves when all that was taken in is settled, or waits for nobody.
+    fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// Gives up what is left: messages that wait, and that are under way.
+    fn abandon(&self) -> (usize, usize);
+    /// Messages that wait, and that are under way.
+    fn load(&self) -> (usize, usize);
+}
+
+impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
+    fn follow(&self, view: &View) {
+        let place = &self.place;
+        let receivers = view.receivers.get(&place.namespace);
+        let mut state = self.state();
+        for lane in &mut state.lanes {
+            lane.agreed = false;
+        }
+        let other = receivers.filter(|receivers| receivers.label != place.label);
+        state.other_label = other.map(|receivers| receivers.label.clone());
+        let nodes = receivers
+            .filter(|_| other.is_none())
+            .into_iter()
+            .flat_map(|receivers| receivers.nodes.keys().copied());
+        for node in nodes {
+            if let Some(lane) = self.lane_to(&mut state, node, view) {
+                lane.agreed = true;
+            }
+        }
+        state.tidy();
+        if let Some(theirs) = state.other_label.clone() {
+            while let Some(parcel) = state.pop_waiting() {
+                self.fail(parcel, self.other_type(&theirs));
+            }
+        }
+        self.pump(&mut state);
+    }
+
+    fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        self.pump(&mut state);
+    }
+
+    fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(poll_fn(|cx| {
+            let mut state = self.state();
+            let hopeless = !state.lanes.iter().any(|lane| lane.agreed);
+            let settled = state.lanes.iter().all(Lane::is_idle);
+            if settled && (hopeless || state.waiting.is_empty()) {
+                return Poll::Ready(());
+            }
+            state.wait(cx);
+            Poll::Pending
+        }))
+    }
+
+    fn abandon(&self) -> (usize, usize) {
+        let mut state = self.state();
+        state.closed = true;
+        let mut waiting = 0;
+        while let Some(parcel) = state.pop_waiting() {
+            waiting += 1;
+            self.fail(parcel, DeliveryError::Closed);
+        }
+        let mut under_way = 0;
+        for mut lane in std::mem::take(&mut state.lanes) {
+            for parcel in lane.cut(u64::MAX).lost {
+                under_way += 1;
+                let reason = "this node shut down before it heard more".to_owned();
+                let node = lane.node;
+                self.fail(parcel, DeliveryError::Lost { node, reason });
+            }
+        }
+        self.pump(&mut state);
+        (waiting, under_way)
+    }
+
+    fn load(&self) -> (usize, usize) {
+        let state = self.state();
+        let under_way = state.lanes.iter().map(Lane::len);
+        (state.waiting.len(), under_way.sum())
+    }
+}
+
+impl<M: RemoteMessage> Outbox<M> {
+    /// The lane to a node, over the link that leads there now.
+    fn lane_to<'a>(
+        &self,
+        state: &'a mut State<M>,
+        node: NodeId,
+        view: &View,
+    ) -> Option<&'a mut Lane<M>> {
+        if node == self.place.node {
+            return state.lanes.iter_mut().find(|lane| lane.is_local());
+        }
+        let member = view.nodes.get(&node)?;
+        let target = Target {
+            address: member.address.clone(),
+            boot: member.boot,
+        };
+        let link = self.place.links.to(node, target);
+        let known = state.lanes.iter().position(|lane| lane.is_over(&link));
+        let index = known.unwrap_or_else(|| {
+            let end = LaneEnd::new(self.this.clone());
+            let (namespace, label) = (&self.place.namespace, &self.place.label);
+            let (channel, next) = link.attach(namespace, label, Arc::downgrade(&end) as _);
+            let route = Route::Remote { link, channel };
+            state.lanes.push(Lane::new(node, route, end, next));
+            state.lanes.len() - 1
+        });
+        state.lanes.get_mut(index)
+    }
+}
