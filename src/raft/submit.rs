@@ -156,25 +156,31 @@ impl Submitter {
         write(&self.raft, command).await
     }
 
-    /// Takes a node out. It may go once the others can decide without it: when
-    /// the membership without its vote is committed, or nobody is left.
+    /// Takes a node out. It may go once the membership without it is committed:
+    /// then the others can decide without its vote, and nobody calls on it any
+    /// more. A leader may go without its vote, for it is the next one that will
+    /// forget it. The last node of all just goes.
     async fn let_go(&self, node: NodeId, boot: u64) -> SubmitReply {
         let answer = write(&self.raft, Command::NodeDown { node, boot }).await;
         if answer.outcome() != Outcome::Done {
             return answer;
         }
         let (mut metrics, mut agreed) = (self.metrics.clone(), self.agreed.clone());
-        let replaced = metrics.wait_for(|metrics| {
-            let membership = &metrics.membership_config;
-            let votes = membership.voter_ids().any(|voter| voter == node);
-            let settled = membership.membership().get_joint_config().len() == 1;
-            let committed = *membership.log_id() <= metrics.last_applied;
-            !votes && settled && committed
+        let myself = node == self.me.node;
+        let out = metrics.wait_for(|metrics| {
+            let stored = &metrics.membership_config;
+            let membership = stored.membership();
+            let belongs = match myself {
+                true => membership.voter_ids().any(|voter| voter == node),
+                false => membership.get_node(&node).is_some(),
+            };
+            let settled = membership.get_joint_config().len() == 1;
+            !belongs && settled && *stored.log_id() <= metrics.last_applied
         });
         let last = agreed.wait_for(|view| view.nodes.is_empty());
         let dispensable = async {
             tokio::select! {
-                _ = replaced => {}
+                _ = out => {}
                 _ = last => {}
             }
         };
