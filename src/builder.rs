@@ -150,8 +150,9 @@ impl Builder {
         self
     }
 
-    /// The largest message, encoded, in bytes. Use the same on all nodes.
-    /// Default: 64 MiB.
+    /// The largest message or reply, encoded, in bytes. Use the same on all
+    /// nodes. A larger message fails with
+    /// [`TooLarge`](crate::DeliveryError::TooLarge). Default: 64 MiB.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.settings.limits.max_message = bytes;
         self

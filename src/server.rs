@@ -23,6 +23,8 @@ pub(crate) struct Server {
     pub(crate) me: Identity,
     pub(crate) raft: Addr<RaftActor>,
     pub(crate) inbox: Arc<Inbox>,
+    /// The largest reply, in bytes, that a link carries.
+    pub(crate) max_reply: usize,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
     /// Ends them.
@@ -97,7 +99,7 @@ impl peer_server::Peer for Server {
             .and_then(|frame| frame.open)
             .ok_or_else(|| Status::invalid_argument("the first frame has to open the link"))?;
         let answer = self.answer(&open);
-        let incoming = Incoming::new(NodeId::from(open.node));
+        let incoming = Incoming::new(NodeId::from(open.node), self.max_reply);
         incoming.answer(answer);
         if answer == Answer::Welcome {
             self.follow(incoming.clone(), frames);

@@ -19,8 +19,9 @@ pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// What a gRPC message may hold beside the payload of one message.
-const MESSAGE_OVERHEAD: usize = 64 << 10;
+/// What a gRPC message may hold beside the largest message: a frame is a batch
+/// of small messages or one large one, and more than one of neither.
+const FRAME_OVERHEAD: usize = 256 << 10;
 
 /// An address that is not `host:port`.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -48,7 +49,7 @@ impl Connections {
 
     /// The largest gRPC message to read.
     pub(crate) fn max_frame(&self) -> usize {
-        self.max_message.saturating_add(MESSAGE_OVERHEAD)
+        self.max_message.saturating_add(FRAME_OVERHEAD)
     }
 
     /// A client of the peer at the address. Does not connect yet.

@@ -2,9 +2,15 @@
 
 mod common;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use common::*;
-use dchan::prelude::*;
+use dchan::{Namespace, Registration, prelude::*};
 use futures_util::{StreamExt, future::join_all};
+use tokio::sync::{Notify, mpsc};
 
 #[actix::test]
 async fn a_single_node_receives_what_it_sends() {
@@ -211,6 +217,64 @@ async fn after_a_close_nothing_arrives_and_what_was_begun_is_done() {
     }
     assert_eq!(received(&closed).len(), count);
     shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_close_waits_for_handlers_whose_result_nobody_wants() {
+    struct Slow {
+        events: Namespace<Event>,
+        registration: Option<Registration>,
+        begun: mpsc::UnboundedSender<()>,
+        go_on: Arc<Notify>,
+        done: Arc<AtomicBool>,
+    }
+    impl Actor for Slow {
+        type Context = Context<Self>;
+        fn started(&mut self, ctx: &mut Self::Context) {
+            self.registration = Some(self.events.register::<Self>(ctx));
+        }
+    }
+    impl Handler<Event> for Slow {
+        type Result = ResponseFuture<()>;
+        fn handle(&mut self, _: Event, _: &mut Self::Context) -> Self::Result {
+            let _ = self.begun.send(());
+            let (go_on, done) = (self.go_on.clone(), self.done.clone());
+            Box::pin(async move {
+                go_on.notified().await;
+                done.store(true, Ordering::Relaxed);
+            })
+        }
+    }
+    impl Handler<Close> for Slow {
+        type Result = ResponseFuture<()>;
+        fn handle(&mut self, _: Close, _: &mut Self::Context) -> Self::Result {
+            let registration = self.registration.take().expect("it closes once");
+            Box::pin(async move { assert_eq!(registration.close().await, Ok(())) })
+        }
+    }
+
+    let node = builder().start().await.unwrap();
+    let nodes = [node.clone()];
+    let events = node.namespace::<Event>("events");
+    let (begun, mut beginning) = mpsc::unbounded_channel();
+    let (go_on, done) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
+    let actor = Slow {
+        events: events.clone(),
+        registration: None,
+        begun,
+        go_on: go_on.clone(),
+        done: done.clone(),
+    };
+    let actor = actor.start();
+    events.do_send(Event(1));
+    beginning.recv().await.unwrap();
+    let closing = actix::spawn(actor.send(Close));
+    until_received(&nodes, "events", 0).await;
+    assert!(!closing.is_finished());
+    go_on.notify_one();
+    closing.await.unwrap().unwrap();
+    assert!(done.load(Ordering::Relaxed));
+    shut_down(nodes.into()).await;
 }
 
 #[actix::test]

@@ -298,16 +298,18 @@ async fn a_message_that_does_not_encode_is_not_delivered_and_harms_nobody() {
 #[rtype(result = "()")]
 struct Blob(#[serde(with = "serde_bytes")] Vec<u8>);
 
+async fn two_nodes_with_messages_up_to(limit: usize) -> (dchan::Cluster, dchan::Cluster) {
+    let builder = || builder().max_message(limit);
+    let first = builder().start().await.expect("a node alone");
+    let peers = [first.status().address];
+    let second = builder().peers(peers).start().await;
+    (first, second.expect("a node beside another one"))
+}
+
 #[actix::test]
 async fn large_messages_arrive_up_to_the_limit() {
     let limit = 9 << 20;
-    let reading = builder().max_message(limit).start().await.unwrap();
-    let sending = builder()
-        .max_message(limit)
-        .peers([reading.status().address])
-        .start()
-        .await
-        .unwrap();
+    let (reading, sending) = two_nodes_with_messages_up_to(limit).await;
     let mut receiver = reading.namespace::<Blob>("blobs").receiver(4);
     receiver.ready().await.unwrap();
     let blobs = sending.namespace::<Blob>("blobs");
@@ -323,6 +325,63 @@ async fn large_messages_arrive_up_to_the_limit() {
     );
     drop(receiver);
     shut_down(vec![sending, reading]).await;
+}
+
+#[actix::test]
+async fn the_largest_message_travels_in_the_midst_of_small_ones() {
+    let limit = 64 << 10;
+    let (reading, sending) = two_nodes_with_messages_up_to(limit).await;
+    let mut receiver = reading.namespace::<Blob>("blobs").receiver(4);
+    receiver.ready().await.unwrap();
+    let blobs = sending.namespace::<Blob>("blobs");
+    // An array of one and the head of the bytes take four bytes.
+    let size = |number| if number % 500 == 0 { limit - 4 } else { 1 };
+    for number in 0..2_000 {
+        blobs.do_send(Blob(vec![7; size(number)]));
+    }
+    for number in 0..2_000 {
+        let Blob(bytes) = receiver.next().await.unwrap();
+        assert_eq!(bytes.len(), size(number));
+    }
+    drop(receiver);
+    assert_eq!(sending.status().dead_letters, 0);
+    shut_down(vec![sending, reading]).await;
+}
+
+#[actix::test]
+async fn a_reply_that_is_too_large_fails_alone() {
+    #[derive(Message, Serialize, Deserialize)]
+    #[rtype(result = "String")]
+    struct Repeat(usize);
+
+    struct Parrot;
+    impl Actor for Parrot {
+        type Context = Context<Self>;
+    }
+    impl Handler<Repeat> for Parrot {
+        type Result = String;
+        fn handle(&mut self, Repeat(times): Repeat, _: &mut Self::Context) -> String {
+            "a".repeat(times)
+        }
+    }
+
+    let (replying, asking) = two_nodes_with_messages_up_to(64 << 10).await;
+    let registration = replying
+        .namespace::<Repeat>("words")
+        .subscribe(Parrot.start().recipient());
+    registration.ready().await.unwrap();
+    let words = asking.namespace::<Repeat>("words");
+    let too_large = words.send(Repeat(1 << 20));
+    let next = words.send(Repeat(3));
+    let error = too_large.await.unwrap_err();
+    assert!(
+        matches!(&error, DeliveryError::Lost { reason, .. } if reason.contains("its reply of")),
+        "{error:?}"
+    );
+    assert!(error.maybe_delivered());
+    assert_eq!(next.await, Ok("aaa".to_owned()));
+    drop(registration);
+    shut_down(vec![asking, replying]).await;
 }
 
 #[actix::test]

@@ -109,6 +109,7 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         me: me.clone(),
         raft: raft.clone(),
         inbox: inbox.clone(),
+        max_reply: settings.limits.max_message,
         tasks: tasks.clone(),
         stop: stop.clone(),
     })

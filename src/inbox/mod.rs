@@ -184,10 +184,6 @@ pub(crate) struct ReplyTo<M: RemoteMessage> {
 }
 
 impl<M: RemoteMessage> ReplyTo<M> {
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.waiting.is_some()
-    }
-
     pub(crate) fn send(mut self, result: M::Result) {
         if let Some((origin, sequence)) = self.waiting.take() {
             origin.replied(sequence, Ok(result));

@@ -65,14 +65,11 @@ where
                     let Some((message, reply_to)) = arrived.accept() else {
                         continue;
                     };
-                    let response = actor.handle(message, ctx);
-                    if reply_to.is_wanted() {
-                        let (sender, result) = oneshot::channel();
-                        response.handle(ctx, Some(sender));
-                        pass_on(result, reply_to, token);
-                    } else {
-                        response.handle(ctx, None);
-                    }
+                    // A result is asked for in any case: it tells when the
+                    // message has been handled.
+                    let (sender, result) = oneshot::channel();
+                    actor.handle(message, ctx).handle(ctx, Some(sender));
+                    pass_on(result, reply_to, token);
                 }
                 Poll::Ready(None) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,

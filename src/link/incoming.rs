@@ -12,7 +12,7 @@ use futures_core::Stream;
 use futures_util::task::AtomicWaker;
 use tonic::Status;
 
-use super::{FRAME_BYTES, Verdict};
+use super::{FRAME_BYTES, MESSAGE_OVERHEAD, Verdict};
 use crate::{
     proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
     view::NodeId,
@@ -29,6 +29,8 @@ pub(crate) trait Inlet: Send + Sync {
 /// The receiving end of the stream from one peer.
 pub(crate) struct Incoming {
     pub(crate) peer: NodeId,
+    /// The largest reply, in bytes, that the peer reads.
+    max_reply: usize,
     shared: Mutex<Shared>,
     /// Wakes the stream of replies when there is something to say.
     replies: AtomicWaker,
@@ -53,9 +55,10 @@ struct UnderWay {
 }
 
 impl Incoming {
-    pub(crate) fn new(peer: NodeId) -> Arc<Self> {
+    pub(crate) fn new(peer: NodeId, max_reply: usize) -> Arc<Self> {
         Arc::new(Self {
             peer,
+            max_reply,
             shared: Mutex::default(),
             replies: AtomicWaker::new(),
         })
@@ -158,7 +161,12 @@ impl Lane {
     }
 
     pub(crate) fn reply(&self, sequence: u64, result: Result<Bytes, String>) {
+        let limit = self.incoming.max_reply;
         let result = match result {
+            Ok(value) if value.len() > limit => {
+                let size = value.len();
+                reply::Result::None(format!("its reply of {size} bytes is over {limit} bytes"))
+            }
             Ok(value) => reply::Result::Value(value),
             Err(reason) => reply::Result::None(reason),
         };
@@ -205,14 +213,17 @@ impl Shared {
 
     fn frame(&mut self) -> LinkReply {
         let mut bytes = 0;
-        let full = self.replies.iter().position(|reply| {
-            bytes += match &reply.result {
-                Some(reply::Result::Value(value)) => value.len(),
-                _ => 0,
-            };
-            bytes >= FRAME_BYTES
+        let over = self.replies.iter().position(|reply| {
+            bytes += MESSAGE_OVERHEAD
+                + match &reply.result {
+                    Some(reply::Result::Value(value)) => value.len(),
+                    Some(reply::Result::None(reason)) => reason.len(),
+                    None => 0,
+                };
+            bytes > FRAME_BYTES
         });
-        let count = full.map_or(self.replies.len(), |last| last + 1);
+        // One goes in any case.
+        let count = over.map_or(self.replies.len(), |over| over.max(1));
         LinkReply {
             opened: self.answer.take().map(|answer| Opened {
                 answer: answer.into(),

@@ -17,8 +17,10 @@ pub(crate) use self::{
     outgoing::{Link, Links, Target},
 };
 
-/// A frame is full when it holds this much. Larger ones were no faster.
+/// A frame holds this much, or one larger message. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
+/// What a message takes in a frame beside its own bytes, at the most.
+const MESSAGE_OVERHEAD: usize = 32;
 
 /// What became of a message that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]

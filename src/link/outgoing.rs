@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
-use super::{FRAME_BYTES, Feedback, Verdict};
+use super::{FRAME_BYTES, Feedback, MESSAGE_OVERHEAD, Verdict};
 use crate::{
     proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
     transport::Connections,
@@ -441,15 +441,18 @@ impl Stream for Writer {
                 ..LinkRequest::default()
             }));
         }
-        // Before the look: what is pushed after it wakes this task again.
-        self.link.writer.register(cx.waker());
         let mut shared = self.link.shared();
         if shared.stream != self.stream {
             return Poll::Ready(None);
         }
         match shared.up.then(|| shared.frame()).flatten() {
             Some(frame) => Poll::Ready(Some(frame)),
-            None => Poll::Pending,
+            None => {
+                // Under the lock: whatever is pushed from now on wakes it, and
+                // no writer of an old stream comes in between.
+                self.link.writer.register(cx.waker());
+                Poll::Pending
+            }
         }
     }
 }
@@ -458,21 +461,29 @@ impl Shared {
     /// The next frame, if there is anything to say.
     fn frame(&mut self) -> Option<LinkRequest> {
         let mut frame = LinkRequest::default();
-        for (number, channel) in self.channels.iter().enumerate().skip(self.declared) {
+        let mut bytes = 0;
+        let undeclared = self.channels.iter().enumerate().skip(self.declared);
+        for (number, channel) in undeclared {
+            if bytes >= FRAME_BYTES {
+                break;
+            }
+            bytes += MESSAGE_OVERHEAD + channel.namespace.len() + channel.label.len();
+            self.declared = number + 1;
             frame.channels.push(proto::Channel {
                 id: number as u32,
                 namespace: channel.namespace.to_string(),
                 label: channel.label.to_string(),
             });
         }
-        self.declared = self.channels.len();
-        let mut bytes = 0;
-        while bytes < FRAME_BYTES
-            && let Some(queued) = self.queue.pop_front()
-        {
-            bytes += queued.body.len();
-            self.channels[queued.channel as usize].unsent = queued.sequence + 1;
-            append(&mut frame.runs, queued);
+        while let Some(next) = self.queue.front() {
+            bytes += MESSAGE_OVERHEAD + next.body.len();
+            let fits = bytes <= FRAME_BYTES || frame == LinkRequest::default();
+            let declared = (next.channel as usize) < self.declared;
+            let Some(next) = self.queue.pop_front_if(|_| fits && declared) else {
+                break;
+            };
+            self.channels[next.channel as usize].unsent = next.sequence + 1;
+            append(&mut frame.runs, next);
         }
         let empty = frame.channels.is_empty() && frame.runs.is_empty();
         (!empty).then_some(frame)
