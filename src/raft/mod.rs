@@ -9,6 +9,7 @@ mod formation;
 mod membership;
 mod network;
 mod policy;
+mod requests;
 mod state_machine;
 mod store;
 mod submit;
@@ -22,16 +23,18 @@ use std::{
 };
 
 use actix::prelude::*;
-use bytes::Bytes;
-use openraft::{Config, ServerState, SnapshotPolicy, raft::AppendEntriesResponse};
-use serde::Serialize;
+use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout},
 };
 use tracing::{debug, info, warn};
 
-pub(crate) use self::{formation::OtherCluster, store::StoreError};
+pub(crate) use self::{
+    formation::OtherCluster,
+    requests::{Found, Hello, Rpc, RpcError, Submit},
+    store::StoreError,
+};
 use self::{
     formation::{Formation, Way},
     network::Network,
@@ -41,10 +44,7 @@ use self::{
     types::{Metrics, Raft},
 };
 use crate::{
-    proto::{
-        self, FoundReply, FoundRequest, HelloReply, SubmitReply, SubmitRequest, raft_request,
-        submit_reply::Outcome, submit_request,
-    },
+    proto::{self, SubmitRequest, submit_reply::Outcome, submit_request},
     transport::Connections,
     view::{Command, Identity, Member, NodeId, View},
 };
@@ -415,97 +415,6 @@ impl StreamHandler<Changed> for RaftActor {
 
     /// The watches end with the node; the actor is stopped by message.
     fn finished(&mut self, _: &mut Self::Context) {}
-}
-
-/// A peer looks for its cluster.
-#[derive(Message)]
-#[rtype(result = "HelloReply")]
-pub(crate) struct Hello;
-
-impl Handler<Hello> for RaftActor {
-    type Result = MessageResult<Hello>;
-
-    fn handle(&mut self, _: Hello, _: &mut Self::Context) -> Self::Result {
-        let formation = self.agreed.borrow().formation;
-        MessageResult(self.formation.hello(formation))
-    }
-}
-
-/// A peer asks for leave to form the cluster.
-#[derive(Message)]
-#[rtype(result = "FoundReply")]
-pub(crate) struct Found(pub(crate) FoundRequest);
-
-impl Handler<Found> for RaftActor {
-    type Result = MessageResult<Found>;
-
-    fn handle(&mut self, Found(request): Found, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.formation.found(&request))
-    }
-}
-
-/// A peer's proposal.
-#[derive(Message)]
-#[rtype(result = "SubmitReply")]
-pub(crate) struct Submit(pub(crate) SubmitRequest);
-
-impl Handler<Submit> for RaftActor {
-    type Result = ResponseFuture<SubmitReply>;
-
-    fn handle(&mut self, Submit(request): Submit, _: &mut Self::Context) -> Self::Result {
-        let submitter = self.submitter();
-        Box::pin(async move { submitter.pass_on(request).await })
-    }
-}
-
-/// One Raft RPC, in MessagePack both ways.
-#[derive(Message)]
-#[rtype(result = "Result<Bytes, RpcError>")]
-pub(crate) struct Rpc {
-    pub(crate) kind: raft_request::Kind,
-    pub(crate) body: Bytes,
-}
-
-/// Why a Raft RPC could not be answered.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RpcError {
-    #[error("this version knows no such Raft RPC")]
-    UnknownKind,
-    #[error("the Raft RPC cannot be read: {0}")]
-    Decode(#[from] rmp_serde::decode::Error),
-    #[error("the answer cannot be encoded: {0}")]
-    Encode(#[from] rmp_serde::encode::Error),
-}
-
-impl Handler<Rpc> for RaftActor {
-    type Result = ResponseFuture<Result<Bytes, RpcError>>;
-
-    fn handle(&mut self, Rpc { kind, body }: Rpc, _: &mut Self::Context) -> Self::Result {
-        let raft = self.raft.clone();
-        let heard_leader = self.heard_leader.clone();
-        Box::pin(async move {
-            match kind {
-                raft_request::Kind::Append => {
-                    let result = raft.append_entries(rmp_serde::from_slice(&body)?).await;
-                    if matches!(result, Ok(AppendEntriesResponse::Success)) {
-                        heard_leader.send_replace(Some(Instant::now()));
-                    }
-                    encoded(&result)
-                }
-                raft_request::Kind::Vote => {
-                    encoded(&raft.vote(rmp_serde::from_slice(&body)?).await)
-                }
-                raft_request::Kind::Snapshot => {
-                    encoded(&raft.install_snapshot(rmp_serde::from_slice(&body)?).await)
-                }
-                raft_request::Kind::Unspecified => Err(RpcError::UnknownKind),
-            }
-        })
-    }
-}
-
-fn encoded(result: &impl Serialize) -> Result<Bytes, RpcError> {
-    Ok(rmp_serde::to_vec_named(result)?.into())
 }
 
 /// Takes the node out of the cluster. Answers when the cluster can do without
