@@ -2,9 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tonic::service::Routes;
-
-use crate::{cluster::Cluster, error::StartError, mailbox::Limits, transport::check_address};
+use crate::{error::StartError, mailbox::Limits, transport::check_address};
 
 /// Where a node does its work: links, Raft and timers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,7 +18,7 @@ pub enum Runtime {
     CurrentArbiter,
 }
 
-/// Sets up a node. From [`Cluster::builder`].
+/// Sets up a node. From [`Cluster::builder`](crate::Cluster::builder).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
@@ -179,48 +177,8 @@ impl Builder {
         self
     }
 
-    /// Starts the node. Resolves when it belongs to a cluster, formed or joined.
-    ///
-    /// # Errors
-    ///
-    /// Every [`StartError`] says what to do about it. Nothing is left running.
-    pub async fn start(self) -> Result<Cluster, StartError> {
-        let cluster = Cluster::launch(self.checked()?, true).await?.0;
-        match cluster.joined().await {
-            Ok(()) => Ok(cluster),
-            Err(error) => {
-                // It gave nothing up: nobody has used it yet.
-                let _ = cluster.stop(false).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Starts the node without a server of its own: add the routes to a tonic
-    /// server of yours, which has to be reachable at the
-    /// [`advertise`](Self::advertise) address. The builder's own address is not
-    /// listened on.
-    ///
-    /// Resolves before the node belongs to a cluster, which takes the server;
-    /// wait for [`Cluster::joined`] when that is up. Say `tcp_nodelay` where the
-    /// server accepts connections, or requests take 40 ms longer. On a graceful
-    /// stop, shut the cluster down first: its streams end with it.
-    ///
-    /// # Errors
-    ///
-    /// As [`start`](Self::start).
-    pub async fn build(self) -> Result<(Cluster, Routes), StartError> {
-        let settings = self.checked()?;
-        if settings.advertise.is_none() {
-            return Err(config(
-                "advertise",
-                "a node without its own server needs it",
-            ));
-        }
-        Cluster::launch(settings, false).await
-    }
-
-    fn checked(self) -> Result<Settings, StartError> {
+    /// The settings, if they make sense.
+    pub(crate) fn checked(self) -> Result<Settings, StartError> {
         let settings = self.settings;
         if settings.cluster_id.is_empty() {
             return Err(config("cluster_id", "it has to be a name, not empty"));

@@ -94,6 +94,49 @@ struct Entry {
     mailbox: Recipient<mailbox::Stop>,
 }
 
+impl Builder {
+    /// Starts the node. Resolves when it belongs to a cluster, formed or joined.
+    ///
+    /// # Errors
+    ///
+    /// Every [`StartError`] says what to do about it. Nothing is left running.
+    pub async fn start(self) -> Result<Cluster, StartError> {
+        let cluster = Cluster::launch(self.checked()?, true).await?.0;
+        match cluster.joined().await {
+            Ok(()) => Ok(cluster),
+            Err(error) => {
+                // It gave nothing up: nobody has used it yet.
+                let _ = cluster.stop(false).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts the node without a server of its own: add the routes to a tonic
+    /// server of yours, which has to be reachable at the
+    /// [`advertise`](Self::advertise) address. The builder's own address is not
+    /// listened on.
+    ///
+    /// Resolves before the node belongs to a cluster, which takes the server;
+    /// wait for [`Cluster::joined`] when that is up. Say `tcp_nodelay` where the
+    /// server accepts connections, or requests take 40 ms longer. On a graceful
+    /// stop, shut the cluster down first: its streams end with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub async fn build(self) -> Result<(Cluster, Routes), StartError> {
+        let settings = self.checked()?;
+        if settings.advertise.is_none() {
+            return Err(config(
+                "advertise",
+                "a node without its own server needs it",
+            ));
+        }
+        Cluster::launch(settings, false).await
+    }
+}
+
 impl Cluster {
     /// Sets up a node that listens on `addr`, as `host:port`. Port 0 has the
     /// system choose a free one.
