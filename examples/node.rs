@@ -7,16 +7,17 @@
 //! ```
 //!
 //! A line that is typed in one of them is printed by one of those that receive,
-//! in turn. Stop a node with Ctrl-C; give it `--data-dir DIR` and it comes back
+//! in turn; while nobody receives, it waits. Stop a node with Ctrl-C: it goes on
+//! when there is nothing more to read. Give it `--data-dir DIR` and it comes back
 //! as the same node, even after a `kill -9`. `RUST_LOG=dchan=info` shows what
 //! the nodes tell each other.
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, pin::pin, process::ExitCode, time::Duration};
 
 use dchan::{Builder, Cluster, DeliveryError, NodeId, prelude::*};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::{signal, sync::mpsc};
+use tokio::{signal, sync::mpsc, time::timeout};
 
 const USAGE: &str = "usage: node --addr HOST:PORT [--peers HOST:PORT,...] [--data-dir DIR] \
                      [--receive NAMESPACE] [--send NAMESPACE (default: lines)]";
@@ -34,6 +35,7 @@ struct Arguments {
     send: String,
 }
 
+/// `None` where the usage has to be shown.
 fn arguments() -> Option<Arguments> {
     let mut words = env::args().skip(1);
     let (mut addr, mut peers, mut data_dir) = (None, None, None);
@@ -70,6 +72,10 @@ async fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    if env::args().any(|word| word == "--help" || word == "-h") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let Some(arguments) = arguments() else {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
@@ -137,7 +143,15 @@ fn typed_lines() -> mpsc::UnboundedReceiver<String> {
 /// Says what became of a line, when that is known.
 fn report(delivery: dchan::Delivery) {
     actix::spawn(async move {
-        match delivery.await {
+        let mut delivery = pin!(delivery);
+        let outcome = match timeout(Duration::from_secs(1), &mut delivery).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                println!("-> waiting for a receiver");
+                delivery.await
+            }
+        };
+        match outcome {
             Ok(node) => println!("-> {node}"),
             Err(DeliveryError::Closed) => {}
             Err(error) => println!("-> not delivered: {error}"),

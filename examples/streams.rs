@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
         // Waits whenever the collector is behind.
         sink.send_all(&mut stream::iter(made.map(Ok))).await?;
-        Ok::<_, dchan::prelude::SendError<Reading>>(station)
+        Ok::<_, dchan::SendError<Reading>>(station)
     });
 
     let mut sums = [(0_u32, 0.0); 4];

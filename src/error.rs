@@ -148,7 +148,10 @@ pub enum DeliveryError {
         waited: Duration,
     },
     /// The deadline passed.
-    #[error("the deadline of {waited:?} passed")]
+    #[error("{waited:?} passed, and the message {}", match maybe_delivered {
+        true => "may have been delivered",
+        false => "was not delivered",
+    })]
     Timeout {
         /// The message's timeout.
         waited: Duration,
@@ -228,7 +231,7 @@ pub struct ShutdownError {
     pub unanswered: usize,
     /// Messages from other nodes that recipients here were still handling.
     pub handling: usize,
-    /// The drain timeout.
+    /// How long it was tried.
     pub waited: Duration,
 }
 
@@ -236,8 +239,8 @@ impl fmt::Display for ShutdownError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "after {:?}, gave up {} messages without a receiver, {} without an answer, \
-             and {} that were being handled",
+            "gave up after {:?}: messages without a receiver: {}, without an answer: {}, \
+             and still being handled: {}",
             self.waited, self.undelivered, self.unanswered, self.handling
         )
     }

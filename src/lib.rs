@@ -112,6 +112,10 @@ pub use crate::{
     view::NodeId,
 };
 
+/// actix's own error of [`Namespace::try_send`] and [`NamespaceSink`].
+#[doc(no_inline)]
+pub use actix::prelude::SendError;
+
 /// What most programs need, with actix's own prelude.
 ///
 /// ```

@@ -153,8 +153,10 @@ impl<M: RemoteMessage> Namespace<M> {
     /// What it is given goes through an actor of this node and then fares as
     /// with [`do_send`](Self::do_send), or [`send`](Self::send) where a reply is
     /// awaited. Where the namespace would yield a
-    /// [`DeliveryError`](crate::DeliveryError), it yields
-    /// [`MailboxError`](actix::MailboxError).
+    /// [`DeliveryError`](crate::DeliveryError), whichever it is, the recipient
+    /// yields [`MailboxError::Closed`](actix::MailboxError::Closed): actix has
+    /// no other word. A timeout of its own gives up the reply and not the
+    /// message, as with any recipient.
     pub fn recipient(&self) -> Recipient<M> {
         self.core.mailbox.clone().recipient()
     }
@@ -173,24 +175,28 @@ impl<M: RemoteMessage> Namespace<M> {
     /// stops; until it ends the actor lives, even if nobody holds its address.
     /// A message counts as accepted when its handler is called, and as
     /// handled when the handler's response is there; if the actor stops in
-    /// between, its sender sees [`DeliveryError::Lost`](crate::DeliveryError::Lost).
+    /// between and takes the response with it, its sender sees
+    /// [`DeliveryError::Lost`](crate::DeliveryError::Lost).
+    ///
+    /// Say which actor it is, as in `register::<Self>(ctx)`: a context does not
+    /// tell. Keep the registration to close it, or
+    /// [`detach`](Registration::detach) it; `let _ = ` would end it at once.
     ///
     /// ```
-    /// # use dchan::{Namespace, Registration, prelude::*};
+    /// # use dchan::{Namespace, prelude::*};
     /// # use serde::{Deserialize, Serialize};
     /// # #[derive(Message, Serialize, Deserialize)]
     /// # #[rtype(result = "()")]
     /// # struct Order;
     /// struct Warehouse {
     ///     orders: Namespace<Order>,
-    ///     registration: Option<Registration>,
     /// }
     ///
     /// impl Actor for Warehouse {
     ///     type Context = Context<Self>;
     ///
     ///     fn started(&mut self, ctx: &mut Context<Self>) {
-    ///         self.registration = Some(self.orders.register::<Self>(ctx));
+    ///         self.orders.register::<Self>(ctx).detach();
     ///     }
     /// }
     /// # impl Handler<Order> for Warehouse {
@@ -229,6 +235,32 @@ impl<M: RemoteMessage> Namespace<M> {
 
     /// Registers a stream, for code that has no actor. `capacity` is how many
     /// messages are set aside for it.
+    ///
+    /// ```
+    /// use dchan::{Cluster, prelude::*};
+    /// use futures_util::{SinkExt, StreamExt};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Message, Serialize, Deserialize)]
+    /// #[rtype(result = "()")]
+    /// struct Tick(u32);
+    ///
+    /// # #[actix::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = Cluster::builder("127.0.0.1:0").start().await?;
+    /// let ticks = cluster.namespace::<Tick>("ticks");
+    /// let mut receiver = ticks.receiver(16);
+    /// let mut sink = ticks.sink();
+    /// sink.feed(Tick(1)).await?;
+    /// sink.feed(Tick(2)).await?;
+    ///
+    /// assert_eq!(receiver.next().await.map(|tick| tick.0), Some(1));
+    /// assert_eq!(receiver.next().await.map(|tick| tick.0), Some(2));
+    /// receiver.close().await?;
+    /// cluster.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn receiver(&self, capacity: usize) -> Receiver<M>
     where
         M: Message<Result = ()>,

@@ -102,6 +102,7 @@ impl peer_server::Peer for Server {
         let incoming = Incoming::new(NodeId::from(open.node), self.max_reply);
         incoming.answer(answer);
         if answer == Answer::Welcome {
+            info!(node = %self.me.node, peer = %incoming.peer, "incoming link opened");
             self.follow(incoming.clone(), frames);
         } else {
             debug!(node = %self.me.node, peer = %incoming.peer, ?answer, "refused a link");

@@ -236,8 +236,8 @@ impl Running {
     /// Leaves the cluster in order. Nothing is lost that there is time for.
     async fn leave(&self) -> Result<(), ShutdownError> {
         let node = &self.node;
-        let waited = node.settings.drain_timeout;
-        let deadline = Instant::now() + waited;
+        let begun = Instant::now();
+        let deadline = begun + node.settings.drain_timeout;
         let outboxes = node.outboxes();
         let view = node.agreed.borrow().clone();
         for outbox in &outboxes {
@@ -273,7 +273,7 @@ impl Running {
                 undelivered,
                 unanswered,
                 handling,
-                waited,
+                waited: begun.elapsed(),
             }),
         }
     }
@@ -352,6 +352,10 @@ async fn follow(node: Arc<Node>, connections: Connections) {
 
 /// Tells what has changed from one view to the next.
 fn report(me: &Identity, before: &View, view: &View) {
+    if before.is_up(me.node, me.boot) && !view.is_up(me.node, me.boot) {
+        info!(node = %me.node, "this node has left the cluster");
+        return;
+    }
     for (node, member) in &view.nodes {
         if before.nodes.get(node) != Some(member) {
             info!(node = %me.node, peer = %node, address = %member.address, boot = member.boot, "node up");

@@ -131,6 +131,7 @@ impl<M: RemoteMessage> Origin<M> for Lane {
     }
 
     fn rejected(&self, sequence: u64, reason: String) {
+        warn!(peer = %self.peer(), message = %self.label, %reason, "rejected a message");
         self.settle(sequence, Verdict::Rejected(reason));
     }
 
@@ -165,7 +166,6 @@ impl<M: RemoteMessage> Arrived<M> {
                 Some((message, ReplyTo { waiting }))
             }
             Err(reason) => {
-                warn!(message = std::any::type_name::<M>(), %reason, "rejected a message");
                 self.origin.rejected(self.sequence, reason);
                 None
             }

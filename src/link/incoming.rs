@@ -133,6 +133,10 @@ impl Lane {
         })
     }
 
+    pub(crate) fn peer(&self) -> NodeId {
+        self.incoming.peer
+    }
+
     /// Whether nobody listens to verdicts any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.incoming.shared().ended
