@@ -197,6 +197,10 @@ pub enum DeliveryError {
         /// The limit in bytes.
         limit: usize,
     },
+    /// The outbox was full. Only a message that nobody awaits fails with this:
+    /// see [`DeadLetter`](crate::DeadLetter).
+    #[error("the outbox is full")]
+    Full,
     /// The node has shut down, or is shutting down.
     #[error("the node has shut down")]
     Closed,
@@ -215,6 +219,7 @@ impl DeliveryError {
             | Self::Rejected { .. }
             | Self::Encode { .. }
             | Self::TooLarge { .. }
+            | Self::Full
             | Self::Closed => false,
         }
     }

@@ -84,6 +84,7 @@
 mod bridge;
 mod builder;
 mod cluster;
+mod dead_letter;
 mod delivery;
 mod error;
 mod inbox;
@@ -103,12 +104,13 @@ pub use crate::{
     bridge::{NamespaceSink, Receiver},
     builder::{Builder, Runtime},
     cluster::Cluster,
+    dead_letter::{DeadLetter, DeadLetters},
     delivery::{Delivery, Request},
     error::{DeliveryError, NamespaceError, RegisterError, ShutdownError, StartError},
     message::RemoteMessage,
     namespace::Namespace,
     registration::Registration,
-    status::Status,
+    status::{DeadLetterCounts, Status, Traffic},
     view::NodeId,
 };
 

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::{AtomicU64, Ordering},
+    ops::Add,
     time::Duration,
 };
 
-use crate::view::NodeId;
+use crate::{error::DeliveryError, view::NodeId};
 
 /// A node's picture of itself and its cluster, from
 /// [`Cluster::status`](crate::Cluster::status).
@@ -39,27 +39,114 @@ pub struct Status {
     pub view_age: Option<Duration>,
     /// The peers that this node has a link to, and whether it is up.
     pub links: BTreeMap<NodeId, bool>,
-    /// Messages that this node sends and that wait for a receiver.
-    pub waiting: usize,
-    /// Messages that this node has handed over and that no recipient has
-    /// accepted yet.
-    pub under_way: usize,
-    /// Messages that nobody awaits and that were not delivered, since the start.
-    pub dead_letters: u64,
+    /// What became of the messages that this node has sent.
+    pub traffic: Traffic,
 }
 
-/// What a node counts.
-#[derive(Default)]
-pub(crate) struct Counters {
-    dead_letters: AtomicU64,
+/// What became of the messages that a node has sent since it started.
+///
+/// Every message is in exactly one of these at any time, so that
+///
+/// ```text
+/// sent = handled + accepted + dead_letters.total() + unknown + waiting + under_way
+/// ```
+///
+/// A message that `try_send` or a sink has given back was not sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Messages that were sent, in whichever way.
+    pub sent: u64,
+    /// Messages whose handler has replied to their sender.
+    pub handled: u64,
+    /// Messages that a recipient has, and whose sender wants to know no more.
+    pub accepted: u64,
+    /// Messages that were not delivered.
+    pub dead_letters: DeadLetterCounts,
+    /// Messages that may have been delivered, or not.
+    pub unknown: u64,
+    /// Messages that wait for a receiver.
+    pub waiting: u64,
+    /// Messages that were handed over to a receiver, and have no outcome yet.
+    pub under_way: u64,
 }
 
-impl Counters {
-    pub(crate) fn dead_letter(&self) {
-        self.dead_letters.fetch_add(1, Ordering::Relaxed);
+/// How many messages were not delivered, by the reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetterCounts {
+    /// [`DeliveryError::Full`]
+    pub full: u64,
+    /// [`DeliveryError::NoReceiver`]
+    pub no_receiver: u64,
+    /// [`DeliveryError::Timeout`]
+    pub timeout: u64,
+    /// [`DeliveryError::Rejected`]
+    pub rejected: u64,
+    /// [`DeliveryError::Encode`]
+    pub encode: u64,
+    /// [`DeliveryError::TooLarge`]
+    pub too_large: u64,
+    /// [`DeliveryError::Closed`]
+    pub closed: u64,
+}
+
+impl DeadLetterCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let Self {
+            full,
+            no_receiver,
+            timeout,
+            rejected,
+            encode,
+            too_large,
+            closed,
+        } = self;
+        full + no_receiver + timeout + rejected + encode + too_large + closed
     }
+}
 
-    pub(crate) fn dead_letters(&self) -> u64 {
-        self.dead_letters.load(Ordering::Relaxed)
+impl Traffic {
+    /// Counts a message by what kept it from being delivered.
+    pub(crate) fn count(&mut self, error: &DeliveryError) {
+        let dead = &mut self.dead_letters;
+        let counter = match error {
+            error if error.maybe_delivered() => &mut self.unknown,
+            DeliveryError::Full => &mut dead.full,
+            DeliveryError::NoReceiver { .. } => &mut dead.no_receiver,
+            DeliveryError::Timeout { .. } => &mut dead.timeout,
+            DeliveryError::Rejected { .. } => &mut dead.rejected,
+            DeliveryError::Encode { .. } => &mut dead.encode,
+            DeliveryError::TooLarge { .. } => &mut dead.too_large,
+            DeliveryError::Closed => &mut dead.closed,
+            DeliveryError::Lost { .. } | DeliveryError::Reply { .. } => &mut self.unknown,
+        };
+        *counter += 1;
+    }
+}
+
+impl Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let (dead, others) = (self.dead_letters, other.dead_letters);
+        Self {
+            sent: self.sent + other.sent,
+            handled: self.handled + other.handled,
+            accepted: self.accepted + other.accepted,
+            dead_letters: DeadLetterCounts {
+                full: dead.full + others.full,
+                no_receiver: dead.no_receiver + others.no_receiver,
+                timeout: dead.timeout + others.timeout,
+                rejected: dead.rejected + others.rejected,
+                encode: dead.encode + others.encode,
+                too_large: dead.too_large + others.too_large,
+                closed: dead.closed + others.closed,
+            },
+            unknown: self.unknown + other.unknown,
+            waiting: self.waiting + other.waiting,
+            under_way: self.under_way + other.under_way,
+        }
     }
 }

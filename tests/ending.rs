@@ -78,7 +78,7 @@ async fn a_shutdown_of_the_leader_delivers_what_it_had_accepted() {
     }
     leader.clone().shutdown().await.unwrap();
     assert_eq!(received(&seen), (0..20_000).collect::<Vec<_>>());
-    assert_eq!(leader.status().dead_letters, 0);
+    assert_eq!(leader.status().traffic.dead_letters.total(), 0);
 
     // The others go on without it, under a new leader.
     let gone = leader.status().node;
@@ -98,7 +98,7 @@ async fn a_receiver_that_shuts_down_hands_back_what_it_has_not_begun() {
     stalled.ready().await.unwrap();
     let deliveries: Vec<_> = (0..1_000).map(|n| events.deliver(Event(n))).collect();
     until("they are under way", || {
-        nodes[0].status().under_way == 1_000
+        nodes[0].status().traffic.under_way == 1_000
     })
     .await;
 
@@ -152,7 +152,7 @@ async fn a_shutdown_gives_up_what_a_stalled_reader_holds() {
     }
     let error = node.clone().shutdown().await.unwrap_err();
     assert_eq!((error.undelivered, error.unanswered), (10, 0), "{error}");
-    assert_eq!(node.status().dead_letters, 10);
+    assert_eq!(node.status().traffic.dead_letters.total(), 10);
 }
 
 #[actix::test]

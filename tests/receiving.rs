@@ -184,7 +184,10 @@ async fn a_dropped_receiver_is_unregistered_and_what_it_has_not_read_goes_elsewh
     let unread = nodes[1].namespace::<Event>("events").receiver(4);
     unread.ready().await.unwrap();
     let deliveries: Vec<_> = (0..100).map(|n| events.deliver(Event(n))).collect();
-    until("they are under way", || nodes[0].status().under_way == 100).await;
+    until("they are under way", || {
+        nodes[0].status().traffic.under_way == 100
+    })
+    .await;
     drop(unread);
 
     let mut reader = nodes[0].namespace::<Event>("events").receiver(4);

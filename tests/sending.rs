@@ -51,8 +51,11 @@ async fn a_message_that_nobody_awaits_becomes_a_dead_letter_at_its_deadline() {
         .await
         .unwrap();
     node.namespace::<Event>("events").do_send(Event(1));
-    until("it is a dead letter", || node.status().dead_letters == 1).await;
-    assert_eq!(node.status().waiting, 0);
+    until("it is a dead letter", || {
+        node.status().traffic.dead_letters.total() == 1
+    })
+    .await;
+    assert_eq!(node.status().traffic.waiting, 0);
     shut_down(vec![node]).await;
 }
 
@@ -151,19 +154,25 @@ async fn a_reader_that_takes_nothing_stops_the_sender_and_loses_nothing() {
             Ok(()) => taken += 1,
             Err(SendError::Full(Event(number))) => {
                 assert_eq!(number, taken);
-                until("the window is used", || sending.status().under_way == 64).await;
+                until("the window is used", || {
+                    sending.status().traffic.under_way == 64
+                })
+                .await;
             }
             Err(SendError::Closed(_)) => panic!("the node is up"),
         }
     }
-    until("the window is used", || sending.status().under_way == 64).await;
+    until("the window is used", || {
+        sending.status().traffic.under_way == 64
+    })
+    .await;
     assert!(matches!(events.try_send(Event(0)), Err(SendError::Full(_))));
     let mut sink = events.sink();
     assert!(sink.feed(Event(0)).now_or_never().is_none());
     let mut waiting = events.deliver(Event(taken));
     assert!((&mut waiting).now_or_never().is_none());
     events.do_send(Event(0));
-    assert_eq!(sending.status().dead_letters, 1);
+    assert_eq!(sending.status().traffic.dead_letters.total(), 1);
 
     for number in 0..=taken {
         assert_eq!(receiver.next().await, Some(Event(number)));
@@ -344,7 +353,7 @@ async fn the_largest_message_travels_in_the_midst_of_small_ones() {
         assert_eq!(bytes.len(), size(number));
     }
     drop(receiver);
-    assert_eq!(sending.status().dead_letters, 0);
+    assert_eq!(sending.status().traffic.dead_letters.total(), 0);
     shut_down(vec![sending, reading]).await;
 }
 
@@ -474,7 +483,7 @@ async fn a_flushed_sink_has_handed_everything_over() {
         sink.feed(Event(number)).await.unwrap();
     }
     sink.close().await.unwrap();
-    assert_eq!(nodes[0].status().waiting, 0);
+    assert_eq!(nodes[0].status().traffic.waiting, 0);
     for number in 0..100 {
         assert_eq!(receiver.next().await, Some(Event(number)));
     }

@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::Future,
+    ops::Add,
     sync::{Arc, Mutex, MutexGuard},
     thread,
 };
@@ -22,6 +23,7 @@ use tonic::service::Routes;
 
 use crate::{
     builder::{Builder, Runtime, Settings, config},
+    dead_letter::{DeadLetterOffice, DeadLetters},
     error::{NamespaceError, ShutdownError, StartError},
     inbox::Inbox,
     link::Links,
@@ -29,7 +31,7 @@ use crate::{
     message::{RemoteMessage, label},
     namespace::{Core, Namespace},
     raft::Standing,
-    status::{Counters, Status},
+    status::{Status, Traffic},
     view::{Identity, View},
 };
 
@@ -78,10 +80,18 @@ pub(crate) struct Node {
     links: Arc<Links>,
     agreed: watch::Receiver<Arc<View>>,
     standing: watch::Receiver<Standing>,
-    counters: Arc<Counters>,
-    namespaces: Mutex<HashMap<Arc<str>, Entry>>,
+    dead_letters: Arc<DeadLetterOffice>,
+    namespaces: Mutex<Namespaces>,
     /// Ends everything.
     stop: CancellationToken,
+}
+
+/// The namespaces that are in use on a node.
+#[derive(Default)]
+struct Namespaces {
+    by_name: HashMap<Arc<str>, Entry>,
+    /// The node shuts down: those that are asked for from now on are closed.
+    closed: bool,
 }
 
 /// A namespace that is in use on this node.
@@ -216,6 +226,36 @@ impl Cluster {
     /// What the node knows of itself and its cluster.
     pub fn status(&self) -> Status {
         self.handle.node.status()
+    }
+
+    /// What this node sends from now on and that reaches nobody, or may have
+    /// reached nobody.
+    ///
+    /// ```
+    /// # #[actix::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dchan::{Cluster, prelude::*};
+    /// use futures_util::StreamExt;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Message, Serialize, Deserialize)]
+    /// #[rtype(result = "()")]
+    /// struct Tick(u32);
+    ///
+    /// let cluster = Cluster::builder("127.0.0.1:0").outbox(1, 1 << 20).start().await?;
+    /// let mut dead_letters = cluster.dead_letters();
+    /// let ticks = cluster.namespace::<Tick>("ticks");
+    /// ticks.do_send(Tick(1)); // Nobody receives: it waits.
+    /// ticks.do_send(Tick(2)); // The outbox is full.
+    ///
+    /// let letter = dead_letters.next().await.unwrap();
+    /// assert_eq!(letter.reason, dchan::DeliveryError::Full);
+    /// assert_eq!(cluster.status().traffic.dead_letters.full, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn dead_letters(&self) -> DeadLetters {
+        self.handle.node.dead_letters.subscribe()
     }
 
     /// Resolves when the node belongs to a cluster. [`Builder::start`] has
@@ -380,7 +420,7 @@ impl Drop for Handle {
 }
 
 impl Node {
-    fn namespaces(&self) -> MutexGuard<'_, HashMap<Arc<str>, Entry>> {
+    fn namespaces(&self) -> MutexGuard<'_, Namespaces> {
         self.namespaces
             .lock()
             .expect("no panic while namespaces are looked up")
@@ -394,7 +434,7 @@ impl Node {
         label: &str,
     ) -> Result<Arc<Core<M>>, NamespaceError> {
         let mut namespaces = self.namespaces();
-        if let Some(entry) = namespaces.get(name) {
+        if let Some(entry) = namespaces.by_name.get(name) {
             let core = entry.core.downcast_ref::<Arc<Core<M>>>();
             return match core {
                 Some(core) if *entry.label == *label => Ok(core.clone()),
@@ -417,7 +457,7 @@ impl Node {
             limits: settings.limits.clone(),
             links: self.links.clone(),
             local: channel.clone(),
-            counters: self.counters.clone(),
+            dead_letters: self.dead_letters.clone(),
         });
         let for_mailbox = outbox.clone();
         let capacity = settings.limits.outbox_messages;
@@ -431,11 +471,11 @@ impl Node {
             channel,
             mailbox: mailbox.clone(),
         });
-        if self.stop.is_cancelled() {
-            AnyOutbox::close(&*outbox);
+        if namespaces.closed {
+            outbox.close();
         }
         outbox.follow(&self.agreed.borrow());
-        namespaces.insert(
+        namespaces.by_name.insert(
             name,
             Entry {
                 type_name: type_name::<M>(),
@@ -450,22 +490,25 @@ impl Node {
 
     fn outboxes(&self) -> Vec<Arc<dyn AnyOutbox>> {
         let namespaces = self.namespaces();
-        namespaces
-            .values()
-            .map(|entry| entry.outbox.clone())
-            .collect()
+        let entries = namespaces.by_name.values();
+        entries.map(|entry| entry.outbox.clone()).collect()
+    }
+
+    /// Takes no new messages from now on.
+    fn close_outboxes(&self) -> Vec<Arc<dyn AnyOutbox>> {
+        self.namespaces().closed = true;
+        let outboxes = self.outboxes();
+        for outbox in &outboxes {
+            outbox.close();
+        }
+        outboxes
     }
 
     fn status(&self) -> Status {
         let view = self.agreed.borrow().clone();
         let standing = self.standing.borrow().clone();
-        let load = self
-            .outboxes()
-            .iter()
-            .map(|outbox| outbox.load())
-            .fold((0, 0), |(waiting, under_way), load| {
-                (waiting + load.0, under_way + load.1)
-            });
+        let outboxes = self.outboxes();
+        let traffic = outboxes.iter().map(|outbox| outbox.traffic());
         let heard = standing.heard.map(|heard| heard.elapsed());
         Status {
             node: self.me.node,
@@ -490,9 +533,7 @@ impl Node {
                 .collect(),
             view_age: heard,
             links: self.links.status().into_iter().collect(),
-            waiting: load.0,
-            under_way: load.1,
-            dead_letters: self.counters.dead_letters(),
+            traffic: traffic.fold(Traffic::default(), Traffic::add),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! ends.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use super::{Node, Shutdown};
 use crate::{
     builder::{Settings, config},
+    dead_letter::DeadLetterOffice,
     error::{ShutdownError, StartError},
     inbox::Inbox,
     link::{Links, Target},
@@ -33,7 +34,6 @@ use crate::{
     proto::peer_server::PeerServer,
     raft::{self, LeaveCluster, RaftActor, Standing, StopRaft, Storage, StoreError},
     server::Server,
-    status::Counters,
     transport::{
         CONNECTION_WINDOW, Connections, FRAME_BYTES, PING_INTERVAL, PING_TIMEOUT, STREAM_WINDOW,
     },
@@ -129,8 +129,8 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         links: Arc::new(links),
         agreed,
         standing: standing_receiver,
-        counters: Arc::new(Counters::default()),
-        namespaces: Mutex::new(HashMap::new()),
+        dead_letters: Arc::new(DeadLetterOffice::new()),
+        namespaces: Mutex::default(),
         stop,
     });
     let (commands, receiver) = mpsc::unbounded_channel();
@@ -238,12 +238,11 @@ impl Running {
         let node = &self.node;
         let begun = Instant::now();
         let deadline = begun + node.settings.drain_timeout;
-        let outboxes = node.outboxes();
+        let outboxes = node.close_outboxes();
         let view = node.agreed.borrow().clone();
         for outbox in &outboxes {
             // Who receives by the latest view is still worth waiting for.
             outbox.follow(&view);
-            outbox.close();
         }
         let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));
         let _ = tokio::time::timeout_at(deadline, drained).await;
@@ -282,11 +281,12 @@ impl Running {
     async fn end(self: &mut Running) {
         let node = &self.node;
         node.stop.cancel();
-        for outbox in node.outboxes() {
+        for outbox in node.close_outboxes() {
             outbox.abandon();
         }
         node.inbox.close();
-        for entry in node.namespaces().values() {
+        node.dead_letters.close();
+        for entry in node.namespaces().by_name.values() {
             entry.mailbox.do_send(mailbox::Stop);
         }
         if self.raft.clone().send(StopRaft).await.is_err() {
@@ -330,7 +330,7 @@ async fn follow(node: Arc<Node>, connections: Connections) {
         });
         {
             let namespaces = node.namespaces();
-            for (name, entry) in namespaces.iter() {
+            for (name, entry) in &namespaces.by_name {
                 let (old, new) = (before.receivers.get(name), view.receivers.get(name));
                 let same = match (old, new) {
                     (Some(old), Some(new)) => Arc::ptr_eq(old, new),

@@ -30,7 +30,14 @@ type Wanted = std::collections::BTreeMap<Arc<str>, Arc<str>>;
 /// The receiving side of a node.
 pub(crate) struct Inbox {
     wanted: watch::Sender<Wanted>,
-    channels: Mutex<HashMap<Arc<str>, Arc<dyn AnyChannel>>>,
+    channels: Mutex<Channels>,
+}
+
+#[derive(Default)]
+struct Channels {
+    by_namespace: HashMap<Arc<str>, Arc<dyn AnyChannel>>,
+    /// The node shuts down: those that are opened from now on are closed.
+    closed: bool,
 }
 
 /// A channel whatever its type of message.
@@ -46,7 +53,7 @@ impl Inbox {
         }
     }
 
-    fn channels(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<dyn AnyChannel>>> {
+    fn channels(&self) -> MutexGuard<'_, Channels> {
         self.channels
             .lock()
             .expect("no panic while channels are looked up")
@@ -59,6 +66,7 @@ impl Inbox {
         label: Arc<str>,
         window: u32,
     ) -> Arc<Channel<M>> {
+        let mut channels = self.channels();
         let channel = Arc::new(Channel {
             namespace: namespace.clone(),
             label,
@@ -71,27 +79,27 @@ impl Inbox {
                 turn: 0,
                 next_id: 0,
                 origins: Vec::new(),
-                closed: false,
+                closed: channels.closed,
             }),
         });
-        self.channels().insert(namespace, channel.clone());
+        channels.by_namespace.insert(namespace, channel.clone());
         channel
     }
 
     /// Where the messages of a namespace go, if it is known here.
     pub(crate) fn inlet(&self, namespace: &str) -> Option<Arc<dyn Inlet>> {
-        let channel = self.channels().get(namespace)?.clone();
+        let channel = self.channels().by_namespace.get(namespace)?.clone();
         Some(channel)
     }
 
     /// Ends all recipients for good and hands back what they have not taken.
     /// What they have begun to handle is done when the trackers are.
     pub(crate) fn close(&self) -> Vec<TaskTracker> {
-        let channels: Vec<_> = self.channels().values().cloned().collect();
-        channels
-            .iter()
-            .flat_map(|channel| channel.close())
-            .collect()
+        let mut channels = self.channels();
+        channels.closed = true;
+        let open: Vec<_> = channels.by_namespace.values().cloned().collect();
+        drop(channels);
+        open.iter().flat_map(|channel| channel.close()).collect()
     }
 }
 

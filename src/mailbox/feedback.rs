@@ -56,7 +56,7 @@ impl<M: RemoteMessage> LaneEnd<M> {
             match verdict {
                 Verdict::Accepted => {
                     for (sequence, parcel) in settled {
-                        lane.accepted(sequence, parcel);
+                        lane.accepted(sequence, parcel, &mut state.traffic);
                     }
                 }
                 Verdict::Returned => {
@@ -65,9 +65,10 @@ impl<M: RemoteMessage> LaneEnd<M> {
                     }
                 }
                 Verdict::Rejected(reason) => {
-                    for (_, parcel) in settled {
+                    for (_, mut parcel) in settled {
                         let reason = reason.clone();
-                        outbox.fail(parcel, DeliveryError::Rejected { reason });
+                        let error = DeliveryError::Rejected { reason };
+                        outbox.fail(&mut state.traffic, &mut parcel, error);
                     }
                 }
             }
@@ -75,13 +76,23 @@ impl<M: RemoteMessage> LaneEnd<M> {
     }
 
     fn answered(&self, sequence: u64, reply: impl FnOnce(NodeId) -> Result<Reply<M>, String>) {
-        self.report(|_, state, lane| {
+        self.report(|outbox, state, lane| {
             let lane = &mut state.lanes[lane];
             let node = lane.node;
-            let parcel = lane.asking.remove(&sequence);
-            if let Some(Waiter::Handled(waiter)) = parcel.map(|parcel| parcel.waiter) {
-                let lost = |reason| DeliveryError::Lost { node, reason };
-                let _ = waiter.send(reply(node).map_err(lost));
+            let Some(mut parcel) = lane.asking.remove(&sequence) else {
+                return;
+            };
+            match reply(node) {
+                Ok(reply) => {
+                    state.traffic.handled += 1;
+                    if let Waiter::Handled(waiter) = parcel.waiter {
+                        let _ = waiter.send(Ok(reply));
+                    }
+                }
+                Err(reason) => {
+                    let error = DeliveryError::Lost { node, reason };
+                    outbox.fail(&mut state.traffic, &mut parcel, error);
+                }
             }
         });
     }
@@ -107,9 +118,10 @@ impl<M: RemoteMessage> Feedback for LaneEnd<M> {
         self.report(|outbox, state, lane| {
             let lane = &mut state.lanes[lane];
             let (node, Cut { unsent, lost }) = (lane.node, lane.cut(unsent));
-            for parcel in lost {
+            for mut parcel in lost {
                 let reason = "the link broke".to_owned();
-                outbox.fail(parcel, DeliveryError::Lost { node, reason });
+                let error = DeliveryError::Lost { node, reason };
+                outbox.fail(&mut state.traffic, &mut parcel, error);
             }
             for parcel in unsent {
                 outbox.offer_again(state, parcel);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use super::{feedback::LaneEnd, parcel::Parcel};
-use crate::{delivery::Waiter, link::Link, message::RemoteMessage, view::NodeId};
+use crate::{delivery::Waiter, link::Link, message::RemoteMessage, status::Traffic, view::NodeId};
 
 pub(super) struct Lane<M: RemoteMessage> {
     pub(super) node: NodeId,
@@ -72,9 +72,10 @@ impl<M: RemoteMessage> Lane<M> {
         self.under_way.is_empty() && self.asking.is_empty()
     }
 
-    /// How many messages are under way.
-    pub(super) fn len(&self) -> usize {
-        self.under_way.len()
+    /// How many messages have been handed over and have no outcome.
+    pub(super) fn pending(&self) -> usize {
+        let under_way = self.under_way.values().filter(|parcel| !parcel.failed);
+        under_way.count() + self.asking.len()
     }
 
     pub(super) fn under_way_mut(&mut self) -> impl Iterator<Item = &mut Parcel<M>> {
@@ -97,10 +98,14 @@ impl<M: RemoteMessage> Lane<M> {
     }
 
     /// A recipient has the message.
-    pub(super) fn accepted(&mut self, sequence: u64, mut parcel: Parcel<M>) {
+    pub(super) fn accepted(&mut self, sequence: u64, mut parcel: Parcel<M>, traffic: &mut Traffic) {
         match parcel.waiter {
-            Waiter::None => {}
-            Waiter::Accepted(waiter) => drop(waiter.send(Ok(self.node))),
+            _ if parcel.failed => {}
+            Waiter::None => traffic.accepted += 1,
+            Waiter::Accepted(waiter) => {
+                traffic.accepted += 1;
+                let _ = waiter.send(Ok(self.node));
+            }
             Waiter::Handled(_) => {
                 parcel.body = None;
                 self.asking.insert(sequence, parcel);

@@ -24,16 +24,17 @@ use tracing::{debug, warn};
 use super::{
     feedback::LaneEnd,
     lane::{Lane, Route},
-    parcel::{Parcel, Refused, Unsent},
+    parcel::{Parcel, Unsent},
     rotation,
 };
 use crate::{
+    dead_letter::{DeadLetter, DeadLetterOffice},
     delivery::{Deadline, Delivery, Request, Timekeeper, Waiter},
     error::DeliveryError,
     inbox::{Arrived, Channel},
     link::Links,
     message::{Body, RemoteMessage},
-    status::Counters,
+    status::Traffic,
     view::NodeId,
 };
 
@@ -61,7 +62,7 @@ pub(crate) struct Place<M: RemoteMessage> {
     pub(crate) limits: Limits,
     pub(crate) links: Arc<Links>,
     pub(crate) local: Arc<Channel<M>>,
-    pub(crate) counters: Arc<Counters>,
+    pub(crate) dead_letters: Arc<DeadLetterOffice>,
 }
 
 pub(crate) struct Outbox<M: RemoteMessage> {
@@ -81,6 +82,8 @@ pub(super) struct State<M: RemoteMessage> {
     turn: usize,
     /// The number of the next message.
     order: u64,
+    /// What has become of the messages, but for those that are here.
+    pub(super) traffic: Traffic,
     /// The label of the type that the cluster receives, if it is another one.
     pub(super) other_label: Option<Arc<str>>,
     /// No deadline passes before this instant.
@@ -103,6 +106,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 lanes: Vec::new(),
                 turn: rand::random_range(0..1 << 16),
                 order: 0,
+                traffic: Traffic::default(),
                 other_label: None,
                 earliest: None,
                 wakers: Vec::new(),
@@ -130,10 +134,7 @@ impl<M: RemoteMessage> Outbox<M> {
     // What senders call.
 
     pub(crate) fn do_send(&self, message: M) {
-        let parcel = Parcel::new(message, Waiter::None, None);
-        if let Err(unsent) = self.take_in(parcel, true) {
-            self.refuse(*unsent);
-        }
+        self.send_or_bury(Parcel::new(message, Waiter::None, None), true);
     }
 
     pub(crate) fn try_send(&self, message: M) -> Result<(), SendError<M>> {
@@ -151,18 +152,16 @@ impl<M: RemoteMessage> Outbox<M> {
         let Err(unsent) = self.take_in(parcel, bounded) else {
             return Ok(());
         };
-        match (unsent.refused, unsent.parcel.body) {
-            (Refused::Full, Some(Body::Value(message))) => Err(SendError::Full(message)),
-            (Refused::Failed(DeliveryError::Closed), Some(Body::Value(message))) => {
-                Err(SendError::Closed(message))
-            }
+        match (unsent.error, unsent.parcel.body) {
+            (DeliveryError::Full, Some(Body::Value(message))) => Err(SendError::Full(message)),
+            (DeliveryError::Closed, Some(Body::Value(message))) => Err(SendError::Closed(message)),
             // `SendError` has no words for a message that cannot travel.
-            (refused, body) => {
+            (error, body) => {
                 let parcel = Parcel {
                     body,
                     ..unsent.parcel
                 };
-                self.refuse(Unsent { parcel, refused });
+                self.bury(parcel, error);
                 Ok(())
             }
         }
@@ -185,9 +184,20 @@ impl<M: RemoteMessage> Outbox<M> {
     fn send_awaited(&self, message: M, waiter: Waiter<M>, deadline: Deadline) {
         let parcel = Parcel::new(message, waiter, Some(deadline));
         // Whoever awaits the outcome of each message is the bound on them.
-        if let Err(unsent) = self.take_in(parcel, false) {
-            self.refuse(*unsent);
+        self.send_or_bury(parcel, false);
+    }
+
+    fn send_or_bury(&self, parcel: Parcel<M>, bounded: bool) {
+        if let Err(unsent) = self.take_in(parcel, bounded) {
+            self.bury(unsent.parcel, unsent.error);
         }
+    }
+
+    /// Counts a message as sent that was not even taken in.
+    fn bury(&self, mut parcel: Parcel<M>, error: DeliveryError) {
+        let mut state = self.state();
+        state.traffic.sent += 1;
+        self.fail(&mut state.traffic, &mut parcel, error);
     }
 
     fn timekeeper(&self) -> Arc<dyn Timekeeper> {
@@ -239,17 +249,21 @@ impl<M: RemoteMessage> Outbox<M> {
                 Some(lane) if encoded || state.lanes[lane].is_local() => {
                     parcel.order = state.next_order();
                     match self.hand_over(&mut state, lane, parcel) {
-                        Ok(()) => return Ok(()),
+                        Ok(()) => {
+                            state.traffic.sent += 1;
+                            return Ok(());
+                        }
                         // The lane is not ready after all: look again.
                         Err(back) => parcel = back,
                     }
                 }
                 None if !encoded && bounded && state.is_full(self.limits()) => {
-                    return Err(parcel.refused(Refused::Full));
+                    return Err(parcel.failed(DeliveryError::Full));
                 }
                 None if encoded || state.may_stay() => {
                     parcel.order = state.next_order();
                     self.note_deadline(&mut state, &parcel);
+                    state.traffic.sent += 1;
                     state.waiting_bytes += parcel.size;
                     state.waiting.push_back(parcel);
                     return Ok(());
@@ -319,7 +333,8 @@ impl<M: RemoteMessage> Outbox<M> {
                 match parcel.encoded(self.limits().max_message) {
                     Ok(encoded) => parcel = encoded,
                     Err(unsent) => {
-                        self.refuse(*unsent);
+                        let Unsent { mut parcel, error } = *unsent;
+                        self.fail(&mut state.traffic, &mut parcel, error);
                         continue;
                     }
                 }
@@ -335,8 +350,8 @@ impl<M: RemoteMessage> Outbox<M> {
 
     /// Lets a message wait again that no recipient has seen.
     pub(super) fn offer_again(&self, state: &mut State<M>, parcel: Parcel<M>) {
-        if parcel.given_up {
-            return self.bury(&parcel, "returned after its deadline");
+        if parcel.failed {
+            return;
         }
         self.note_deadline(state, &parcel);
         state.wait_again(parcel);
@@ -350,34 +365,28 @@ impl<M: RemoteMessage> Outbox<M> {
         }
     }
 
-    fn refuse(&self, Unsent { parcel, refused }: Unsent<M>) {
-        match refused {
-            Refused::Full => self.bury(&parcel, "the outbox is full"),
-            Refused::Failed(error) => self.fail(parcel, error),
+    /// Counts and tells that a message was neither handled nor accepted, unless
+    /// that has been done.
+    pub(super) fn fail(&self, traffic: &mut Traffic, parcel: &mut Parcel<M>, error: DeliveryError) {
+        if std::mem::replace(&mut parcel.failed, true) {
+            return;
         }
-    }
-
-    pub(super) fn fail(&self, mut parcel: Parcel<M>, error: DeliveryError) {
-        match std::mem::replace(&mut parcel.waiter, Waiter::None) {
-            Waiter::None => self.bury(&parcel, &error.to_string()),
-            waiter => {
-                debug!(namespace = %self.place.namespace, %error, "a message was not delivered");
-                waiter.fail(error);
-            }
+        traffic.count(&error);
+        let (node, namespace) = (self.place.node, &self.place.namespace);
+        let (bytes, age, awaited) = (parcel.size, parcel.sent.elapsed(), parcel.is_awaited());
+        match awaited {
+            true => debug!(%node, %namespace, %error, bytes, ?age, "a message failed"),
+            // This is all that is heard of it.
+            false => warn!(%node, %namespace, reason = %error, bytes, ?age, "dead letter"),
         }
-    }
-
-    /// Nobody waits for the outcome, so this is all that is heard of it.
-    fn bury(&self, parcel: &Parcel<M>, reason: &str) {
-        self.place.counters.dead_letter();
-        warn!(
-            node = %self.place.node,
-            namespace = %self.place.namespace,
-            reason,
-            bytes = parcel.size,
-            age = ?parcel.sent.elapsed(),
-            "dead letter"
-        );
+        self.place.dead_letters.publish(|| DeadLetter {
+            namespace: namespace.clone(),
+            reason: error.clone(),
+            size: bytes,
+            age,
+            awaited,
+        });
+        std::mem::replace(&mut parcel.waiter, Waiter::None).fail(error);
     }
 
     pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
@@ -404,7 +413,8 @@ impl<M: RemoteMessage> Outbox<M> {
     /// Gives up what is past its deadline.
     pub(crate) fn expire(&self, now: Instant) {
         let default = self.limits().send_timeout;
-        let mut state = self.state();
+        let mut guard = self.state();
+        let state = &mut *guard;
         let nobody = !state.lanes.iter().any(|lane| lane.agreed);
         let mut earliest: Option<Instant> = None;
         let mut keep = |parcel: &Parcel<M>| {
@@ -419,8 +429,8 @@ impl<M: RemoteMessage> Outbox<M> {
             .into_iter()
             .partition(&mut keep);
         state.waiting = kept;
-        state.waiting_bytes -= late.iter().map(|parcel| parcel.size).sum::<usize>();
-        for parcel in late {
+        for mut parcel in late {
+            state.waiting_bytes -= parcel.size;
             let waited = parcel.timeout(default);
             let error = match nobody {
                 true => DeliveryError::NoReceiver { waited },
@@ -429,24 +439,31 @@ impl<M: RemoteMessage> Outbox<M> {
                     maybe_delivered: false,
                 },
             };
-            self.fail(parcel, error);
+            self.fail(&mut state.traffic, &mut parcel, error);
         }
+        let late = |parcel: &Parcel<M>| DeliveryError::Timeout {
+            waited: parcel.timeout(default),
+            maybe_delivered: true,
+        };
         for lane in &mut state.lanes {
             for parcel in lane.under_way_mut() {
                 if parcel.is_awaited() && !keep(parcel) {
-                    parcel.give_up(default);
+                    // Should it come back, it is not offered again.
+                    let error = late(parcel);
+                    self.fail(&mut state.traffic, parcel, error);
                 }
             }
             lane.asking.retain(|_, parcel| {
                 let kept = keep(parcel);
                 if !kept {
-                    parcel.give_up(default);
+                    let error = late(parcel);
+                    self.fail(&mut state.traffic, parcel, error);
                 }
                 kept
             });
         }
         state.earliest = earliest;
-        self.pump(&mut state);
+        self.pump(state);
     }
 }
 

@@ -20,21 +20,14 @@ pub(super) struct Parcel<M: RemoteMessage> {
     /// Where the sender can move it.
     pub(super) deadline: Option<Deadline>,
     pub(super) waiter: Waiter<M>,
-    /// The sender has been told that the outcome is unknown, so it must not be
-    /// offered again.
-    pub(super) given_up: bool,
+    /// Its sender has been told that it failed, so it must not be offered again.
+    pub(super) failed: bool,
 }
 
-/// A message that was not taken in.
+/// A message that was not taken in, and why.
 pub(super) struct Unsent<M: RemoteMessage> {
     pub(super) parcel: Parcel<M>,
-    pub(super) refused: Refused,
-}
-
-/// Why a message was not taken in.
-pub(super) enum Refused {
-    Full,
-    Failed(DeliveryError),
+    pub(super) error: DeliveryError,
 }
 
 impl<M: RemoteMessage> Parcel<M> {
@@ -47,7 +40,7 @@ impl<M: RemoteMessage> Parcel<M> {
             sent: Instant::now(),
             deadline,
             waiter,
-            given_up: false,
+            failed: false,
         }
     }
 
@@ -88,24 +81,8 @@ impl<M: RemoteMessage> Parcel<M> {
         }
     }
 
-    pub(super) fn refused(self, refused: Refused) -> Box<Unsent<M>> {
-        Box::new(Unsent {
-            parcel: self,
-            refused,
-        })
-    }
-
     pub(super) fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {
-        self.refused(Refused::Failed(error))
-    }
-
-    /// Tells the sender that the outcome is unknown.
-    pub(super) fn give_up(&mut self, default: Duration) {
-        let waited = self.timeout(default);
-        self.given_up = true;
-        std::mem::replace(&mut self.waiter, Waiter::None).fail(DeliveryError::Timeout {
-            waited,
-            maybe_delivered: true,
-        });
+        let parcel = self;
+        Box::new(Unsent { parcel, error })
     }
 }

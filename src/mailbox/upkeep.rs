@@ -11,6 +11,7 @@ use crate::{
     error::DeliveryError,
     link::Target,
     message::RemoteMessage,
+    status::Traffic,
     view::{NodeId, View},
 };
 
@@ -23,8 +24,8 @@ pub(crate) trait AnyOutbox: Send + Sync {
     fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// Gives up what is left: messages that wait, and that are under way.
     fn abandon(&self) -> (usize, usize);
-    /// Messages that wait, and that are under way.
-    fn load(&self) -> (usize, usize);
+    /// What has become of the messages.
+    fn traffic(&self) -> Traffic;
 }
 
 impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
@@ -48,8 +49,9 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         }
         state.tidy();
         if let Some(theirs) = state.other_label.clone() {
-            while let Some(parcel) = state.pop_waiting() {
-                self.fail(parcel, self.other_type(&theirs));
+            while let Some(mut parcel) = state.pop_waiting() {
+                let error = self.other_type(&theirs);
+                self.fail(&mut state.traffic, &mut parcel, error);
             }
         }
         self.pump(&mut state);
@@ -78,27 +80,34 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         let mut state = self.state();
         state.closed = true;
         let mut waiting = 0;
-        while let Some(parcel) = state.pop_waiting() {
+        while let Some(mut parcel) = state.pop_waiting() {
             waiting += 1;
-            self.fail(parcel, DeliveryError::Closed);
+            self.fail(&mut state.traffic, &mut parcel, DeliveryError::Closed);
         }
         let mut under_way = 0;
         for mut lane in std::mem::take(&mut state.lanes) {
-            for parcel in lane.cut(u64::MAX).lost {
-                under_way += 1;
+            for mut parcel in lane.cut(u64::MAX).lost {
+                under_way += usize::from(!parcel.failed);
                 let reason = "this node shut down before it heard more".to_owned();
-                let node = lane.node;
-                self.fail(parcel, DeliveryError::Lost { node, reason });
+                let error = DeliveryError::Lost {
+                    node: lane.node,
+                    reason,
+                };
+                self.fail(&mut state.traffic, &mut parcel, error);
             }
         }
         self.pump(&mut state);
         (waiting, under_way)
     }
 
-    fn load(&self) -> (usize, usize) {
+    fn traffic(&self) -> Traffic {
         let state = self.state();
-        let under_way = state.lanes.iter().map(Lane::len);
-        (state.waiting.len(), under_way.sum())
+        let pending: usize = state.lanes.iter().map(Lane::pending).sum();
+        Traffic {
+            waiting: state.waiting.len() as u64,
+            under_way: pending as u64,
+            ..state.traffic
+        }
     }
 }
 
