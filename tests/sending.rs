@@ -213,6 +213,57 @@ async fn a_stalled_receiver_costs_the_others_nothing() {
 }
 
 #[actix::test]
+async fn what_is_returned_keeps_its_place_among_those_that_wait() {
+    let reading = builder().window(64).start().await.unwrap();
+    let peers = [reading.status().address];
+    let sending = builder().peers(peers).start().await.unwrap();
+    let theirs = reading.namespace::<Event>("events");
+    let stalled = theirs.receiver(4);
+    stalled.ready().await.unwrap();
+    let events = sending.namespace::<Event>("events");
+    for number in 0..200 {
+        events.do_send(Event(number));
+    }
+    until("the window is used", || {
+        sending.status().traffic.under_way == 64
+    })
+    .await;
+
+    // All that it holds goes back, and waits in front of the others.
+    stalled.close().await.unwrap();
+    until("all has come back", || {
+        sending.status().traffic.waiting == 200
+    })
+    .await;
+    let mut receiver = theirs.receiver(4);
+    for number in 0..200 {
+        assert_eq!(receiver.next().await, Some(Event(number)));
+    }
+    drop(receiver);
+    shut_down(vec![sending, reading]).await;
+}
+
+#[actix::test]
+async fn a_message_that_was_given_up_is_not_offered_again() {
+    let nodes = cluster_of(2).await;
+    let theirs = nodes[1].namespace::<Event>("events");
+    let stalled = theirs.receiver(1);
+    stalled.ready().await.unwrap();
+    let events = nodes[0].namespace::<Event>("events");
+    let given_up = events.deliver(Event(1)).timeout(Duration::from_millis(50));
+    assert!(given_up.await.unwrap_err().maybe_delivered());
+
+    // It comes back unread, but its sender may have sent it again by now.
+    stalled.close().await.unwrap();
+    let mut receiver = theirs.receiver(1);
+    let next = events.deliver(Event(2));
+    assert_eq!(receiver.next().await, Some(Event(2)));
+    next.await.unwrap();
+    drop(receiver);
+    shut_down(nodes).await;
+}
+
+#[actix::test]
 async fn a_plain_recipient_sends_to_the_namespace() {
     let nodes = cluster_of(2).await;
     let (_recorder, seen) = Recorder::start_on(&nodes[1], "numbers").await;

@@ -239,13 +239,9 @@ impl<M: RemoteMessage> Outbox<M> {
                 let error = self.other_type(theirs);
                 return Err(parcel.failed(error));
             }
-            let next = match state.waiting.is_empty() {
-                true => state.next(self.limits()),
-                // Nobody overtakes those who wait.
-                false => None,
-            };
             let encoded = parcel.is_encoded();
-            match next {
+            // While any wait nobody is ready, so this one overtakes nobody.
+            match state.next(self.limits()) {
                 Some(lane) if encoded || state.lanes[lane].is_local() => {
                     parcel.order = state.next_order();
                     match self.hand_over(&mut state, lane, parcel) {
@@ -320,7 +316,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     /// Hands over what waits as far as there are receivers for it, and wakes
-    /// who waits for that.
+    /// who waits for that. Called after whatever may have made one ready.
     pub(super) fn pump(&self, state: &mut State<M>) {
         while !state.waiting.is_empty() {
             let Some(lane) = state.next(self.limits()) else {

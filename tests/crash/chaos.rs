@@ -142,6 +142,31 @@ impl Process {
     }
 }
 
+/// What can be done to a process.
+enum Deed {
+    Kill,
+    FreezeAndKill,
+    Pause,
+    Freeze,
+    Restart,
+}
+
+impl Deed {
+    /// As often as they are done.
+    const ALL: [Self; 10] = [
+        Self::Kill,
+        Self::Kill,
+        Self::Kill,
+        Self::Kill,
+        Self::FreezeAndKill,
+        Self::FreezeAndKill,
+        Self::Pause,
+        Self::Restart,
+        Self::Restart,
+        Self::Freeze,
+    ];
+}
+
 /// Starts a process, for the first time or once more.
 fn start(orders: &mut Orders) -> Process {
     orders.start += 1;
@@ -157,7 +182,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
         process.until("node ");
     }
     let mut history = History::default();
-    for _ in 0..rounds {
+    for round in 0..rounds {
         thread::sleep(Duration::from_millis(random.random_range(200..1_000)));
         processes.iter_mut().for_each(Process::listen);
         let leader = processes
@@ -168,36 +193,46 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             Some(leader) if random.random_bool(0.3) => leader,
             _ => anybody,
         };
-        match random.random_range(0..10) {
-            0..6 => {
-                let killed = processes.remove(victim).kill();
-                history.kills.push(killed);
+        // One of those that matter most is in every run.
+        let deed = match round {
+            0 => &Deed::Freeze,
+            _ => Deed::ALL.choose(&mut random).unwrap(),
+        };
+        match deed {
+            Deed::Kill | Deed::FreezeAndKill => {
+                if let Deed::FreezeAndKill = deed {
+                    processes[victim].signal("-STOP");
+                    // What is sent to it in the meantime arrives nowhere.
+                    thread::sleep(Duration::from_millis(random.random_range(10..500)));
+                }
+                history.kills.push(processes.remove(victim).kill());
                 // Three seconds are more than messages are offered for.
                 let pause = [0, 50, 200, 500, 3_000].choose(&mut random).unwrap();
                 thread::sleep(Duration::from_millis(*pause));
-                let mut process = start(&mut places[victim]);
-                process.until("node ");
-                processes.insert(victim, process);
             }
-            6..9 => {
-                // Nine seconds are more than a link bears.
-                let pause = [100, 1_000, 3_000, 9_000].choose(&mut random).unwrap();
-                let pause = if rounds < 50 { pause / 3 } else { *pause };
+            Deed::Pause | Deed::Freeze => {
+                let pause = match deed {
+                    Deed::Pause => random.random_range(50..3_000),
+                    // More than a link bears: its messages are given up by
+                    // their senders, and arrive all the same.
+                    _ => 9_000,
+                };
                 history.stops += 1;
                 processes[victim].signal("-STOP");
                 thread::sleep(Duration::from_millis(pause));
                 processes[victim].signal("-CONT");
                 // What it has taken is written down before it may be killed.
                 thread::sleep(Duration::from_secs(1));
+                continue;
             }
-            _ => {
+            Deed::Restart => {
                 history.restarts += 1;
                 history.last_words.push(processes.remove(victim).end());
-                let mut process = start(&mut places[victim]);
-                process.until("node ");
-                processes.insert(victim, process);
             }
         }
+        let mut process = start(&mut places[victim]);
+        process.until("node ");
+        processes.insert(victim, process);
     }
     for process in &mut processes {
         process.tell("stop");
