@@ -28,7 +28,7 @@ use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub(crate) use self::{
     formation::OtherCluster,
@@ -149,6 +149,8 @@ pub(crate) struct RaftActor {
     leaving: bool,
     /// Dropped when it is out.
     left: Option<oneshot::Sender<()>>,
+    /// Raft has stopped by itself, and that has been told.
+    failed: bool,
 }
 
 impl RaftActor {
@@ -200,6 +202,7 @@ impl RaftActor {
             changing: false,
             leaving: false,
             left: None,
+            failed: false,
         };
         Ok(actor.start())
     }
@@ -240,6 +243,7 @@ impl RaftActor {
     /// Does what is due. Called on every event, and on a tick.
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.publish_standing();
+        self.tell_of_failure();
         self.propose(ctx);
         self.adjust_membership(ctx);
     }
@@ -277,6 +281,17 @@ impl RaftActor {
             standing.heard = heard.or(standing.heard);
             changed
         });
+    }
+
+    /// Raft stops for good when its storage fails. The data plane goes on with
+    /// the last view, so somebody has to be told.
+    fn tell_of_failure(&mut self) {
+        if let Err(fatal) = &self.metrics.borrow().running_state
+            && !self.failed
+        {
+            self.failed = true;
+            error!(node = %self.me.node, error = %fatal, "Raft has stopped: restart the node");
+        }
     }
 
     fn leads(&self) -> bool {

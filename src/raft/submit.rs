@@ -119,6 +119,9 @@ impl Submitter {
 
     async fn lead(&self, request: SubmitRequest) -> SubmitReply {
         let formation = self.agreed.borrow().formation;
+        if request.formation != 0 && formation == 0 {
+            return reply(Outcome::NoLeader, "the leader is still reading its own log");
+        }
         if request.formation != 0 && request.formation != formation {
             return reply(
                 Outcome::WrongCluster,

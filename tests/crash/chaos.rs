@@ -26,12 +26,21 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What has been done, for the checker.
 #[derive(Default)]
 pub(crate) struct History {
-    /// Which nodes were killed, and when, in microseconds.
-    pub(crate) kills: Vec<(String, u64)>,
-    pub(crate) stops: usize,
+    pub(crate) harms: Vec<Harm>,
     pub(crate) restarts: usize,
     /// What the processes said that ended in order.
     pub(crate) last_words: Vec<String>,
+}
+
+/// A process was killed, or stopped for a while. Only such a one may leave
+/// outcomes unknown.
+pub(crate) struct Harm {
+    pub(crate) index: u64,
+    pub(crate) node: String,
+    pub(crate) killed: bool,
+    /// From when to when it did not run, in microseconds.
+    pub(crate) from: u64,
+    pub(crate) to: u64,
 }
 
 struct Process {
@@ -126,11 +135,9 @@ impl Process {
         assert!(sent.unwrap().success());
     }
 
-    fn kill(mut self) -> (String, u64) {
-        self.listen();
+    fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        (std::mem::take(&mut self.node), now())
     }
 
     /// Has the process leave in order, and returns its last words.
@@ -198,6 +205,15 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             0 => &Deed::Freeze,
             _ => Deed::ALL.choose(&mut random).unwrap(),
         };
+        let from = now();
+        let node = processes[victim].node.clone();
+        let harmed = |killed, to| Harm {
+            index: victim as u64,
+            node,
+            killed,
+            from,
+            to,
+        };
         match deed {
             Deed::Kill | Deed::FreezeAndKill => {
                 if let Deed::FreezeAndKill = deed {
@@ -205,7 +221,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                     // What is sent to it in the meantime arrives nowhere.
                     thread::sleep(Duration::from_millis(random.random_range(10..500)));
                 }
-                history.kills.push(processes.remove(victim).kill());
+                processes.remove(victim).kill();
                 // Three seconds are more than messages are offered for.
                 let pause = [0, 50, 200, 500, 3_000].choose(&mut random).unwrap();
                 thread::sleep(Duration::from_millis(*pause));
@@ -217,10 +233,10 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                     // their senders, and arrive all the same.
                     _ => 9_000,
                 };
-                history.stops += 1;
                 processes[victim].signal("-STOP");
                 thread::sleep(Duration::from_millis(pause));
                 processes[victim].signal("-CONT");
+                history.harms.push(harmed(false, now()));
                 // What it has taken is written down before it may be killed.
                 thread::sleep(Duration::from_secs(1));
                 continue;
@@ -233,6 +249,9 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
         let mut process = start(&mut places[victim]);
         process.until("node ");
         processes.insert(victim, process);
+        if let Deed::Kill | Deed::FreezeAndKill = deed {
+            history.harms.push(harmed(true, now()));
+        }
     }
     for process in &mut processes {
         process.tell("stop");
@@ -247,8 +266,11 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
 }
 
 fn places(dir: &Path) -> Vec<Orders> {
-    let addresses: Vec<String> = (0..NODES)
+    let listeners: Vec<TcpListener> = (0..NODES)
         .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses: Vec<String> = listeners
+        .iter()
         .map(|listener| listener.local_addr().unwrap().to_string())
         .collect();
     let place = |(index, address): (u64, &String)| Orders {

@@ -7,10 +7,15 @@ use std::{
     path::Path,
 };
 
-use crate::{chaos::History, journal::Id, node::SHARED};
+use crate::{
+    chaos::{Harm, History},
+    journal::Id,
+    node::SHARED,
+};
 
 /// A process that accepted a message has written it down this long after its
-/// sender heard of that, in microseconds.
+/// sender heard of that, and an outcome is written down this long after what
+/// made it unknown was over, in microseconds.
 const GRACE: u64 = 1_000_000;
 
 #[derive(Default)]
@@ -75,8 +80,8 @@ struct Received {
 
 pub(crate) fn check(dir: &Path, history: &History) -> Report {
     let mut report = Report {
-        kills: history.kills.len(),
-        stops: history.stops,
+        kills: history.harms.iter().filter(|harm| harm.killed).count(),
+        stops: history.harms.iter().filter(|harm| !harm.killed).count(),
         restarts: history.restarts,
         ..Report::default()
     };
@@ -148,8 +153,9 @@ impl Received {
 }
 
 fn judge(line: &str, received: &Received, history: &History, report: &mut Report) {
-    let words: Vec<&str> = line.splitn(5, ' ').collect();
+    let words: Vec<&str> = line.splitn(6, ' ').collect();
     let packed: u64 = words[0].parse().unwrap();
+    let id = Id::unpack(packed);
     let seen = received.times.contains_key(&packed);
     let wrong = match words[1] {
         "do_send" | "deliver" | "send" => {
@@ -162,12 +168,8 @@ fn judge(line: &str, received: &Received, history: &History, report: &mut Report
         }
         "accepted" => {
             report.accepted += 1;
-            let (node, sent) = (words[2], words[3].parse::<u64>().unwrap());
-            let heard: u64 = words[4].parse().unwrap();
-            let killed = history
-                .kills
-                .iter()
-                .any(|(killed, at)| killed == node && (sent..heard + GRACE).contains(at));
+            let killed =
+                under_way(&words, history).any(|harm| harm.killed && harm.node == words[2]);
             report.died_with_receiver += usize::from(!seen && killed);
             !seen && !killed
         }
@@ -175,16 +177,27 @@ fn judge(line: &str, received: &Received, history: &History, report: &mut Report
             report.not_delivered += 1;
             seen
         }
+        // Only what was under way to or from a process that was harmed just then.
         "unknown" => {
             report.unknown += 1;
-            false
+            let node = words[2];
+            !under_way(&words, history)
+                .any(|harm| node == "-" || harm.node == node || harm.index == id.sender)
         }
         other => panic!("{other} is no outcome"),
     };
     if wrong {
-        let (id, times) = (Id::unpack(packed), usize::from(seen));
+        let times = usize::from(seen);
         report
             .violations
             .push(format!("{line}, and received {times} times: {id:?}"));
     }
+}
+
+/// What was done to processes between a message's sending and its outcome.
+fn under_way<'h>(words: &[&str], history: &'h History) -> impl Iterator<Item = &'h Harm> {
+    let sent: u64 = words[3].parse().unwrap();
+    let heard: u64 = words[4].parse().unwrap();
+    let harms = history.harms.iter();
+    harms.filter(move |harm| sent <= harm.to + GRACE && harm.from <= heard + GRACE)
 }

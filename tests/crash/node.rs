@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use dchan::{Cluster, DeliveryError, Namespace, prelude::*};
+use dchan::{Cluster, DeliveryError, Namespace, StartError, prelude::*};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -116,14 +116,7 @@ async fn run(orders: Orders) {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .try_init();
-    let cluster = Cluster::builder(&orders.address)
-        .peers(orders.peers.clone())
-        .data_dir(orders.dir.join(format!("data-{}", orders.index)))
-        .send_timeout(SEND_TIMEOUT)
-        .join_timeout(Duration::from_secs(120))
-        .start()
-        .await
-        .unwrap();
+    let cluster = start(&orders).await;
     println!("node {}", cluster.status().node);
 
     let received = Arc::new(Journal::create(&orders.file("received")));
@@ -175,6 +168,23 @@ async fn run(orders: Orders) {
     println!("ended {balanced} {left:?} {traffic:?}");
 }
 
+/// While the process does not run, a connection of another one may have its
+/// port for a moment.
+async fn start(orders: &Orders) -> Cluster {
+    loop {
+        let cluster = Cluster::builder(&orders.address)
+            .peers(orders.peers.clone())
+            .data_dir(orders.dir.join(format!("data-{}", orders.index)))
+            .send_timeout(SEND_TIMEOUT)
+            .join_timeout(Duration::from_secs(120))
+            .start();
+        match cluster.await {
+            Err(StartError::Bind { .. }) => tokio::time::sleep(TICK).await,
+            started => return started.unwrap(),
+        }
+    }
+}
+
 /// Sends at the rate, until it is stopped and all outcomes are written down.
 async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<AtomicBool>) {
     let journal = Arc::new(Journal::create(&orders.file("sent")));
@@ -219,7 +229,7 @@ async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<Ato
                             Ok(node) => {
                                 journal.write(format!("{id} accepted {node} {sent} {}", now()))
                             }
-                            Err(error) => journal.write(failed(id, &error)),
+                            Err(error) => journal.write(failed(id, sent, &error)),
                         }
                     });
                 }
@@ -232,7 +242,7 @@ async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<Ato
                                 assert_eq!(reply, id, "the reply to another message");
                                 journal.write(format!("{id} handled"));
                             }
-                            Err(error) => journal.write(failed(id, &error)),
+                            Err(error) => journal.write(failed(id, sent, &error)),
                         }
                     });
                 }
@@ -243,11 +253,16 @@ async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<Ato
     outcomes.wait().await;
 }
 
-fn failed(id: u64, error: &DeliveryError) -> String {
-    match error.maybe_delivered() {
-        true => format!("{id} unknown {error}"),
-        false => format!("{id} not_delivered {error}"),
-    }
+fn failed(id: u64, sent: u64, error: &DeliveryError) -> String {
+    let node = match error {
+        DeliveryError::Lost { node, .. } => node.to_string(),
+        _ => "-".to_owned(),
+    };
+    let outcome = match error.maybe_delivered() {
+        true => "unknown",
+        false => "not_delivered",
+    };
+    format!("{id} {outcome} {node} {sent} {} {error}", now())
 }
 
 /// What the process is told, line by line; `None` when that ends.
