@@ -3,25 +3,21 @@
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/process.rs"]
+mod process;
+
 use std::{
     collections::BTreeSet,
     env, fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{
-        OnceLock,
-        mpsc::{Receiver, RecvTimeoutError, channel},
-    },
-    thread,
+    process::Command,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-/// Longer than anything takes on a machine that is merely busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+use self::process::{PATIENCE, Process, free_addresses};
 
 /// The `node` example, built as these tests were.
 fn program() -> &'static Path {
@@ -40,106 +36,55 @@ fn program() -> &'static Path {
     })
 }
 
-/// A process, and what it has printed.
+/// A process that runs the example.
 struct Node {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
+    process: Process,
     id: String,
     boot: u64,
-    /// Everything it has logged.
-    log: PathBuf,
 }
 
 impl Node {
     /// Starts a process and waits until it is a member and receives.
     fn start(place: &Place) -> Self {
-        Self::launch(place).up()
+        Self::up(Self::launch(place))
     }
 
-    fn launch(place: &Place) -> Self {
-        let log = place.dir.path().join("log");
-        let mut child = Command::new(program())
+    fn launch(place: &Place) -> Process {
+        let mut command = Command::new(program());
+        command
             .args(["--addr", &place.address, "--peers", &place.peers])
             .args(["--receive", "lines", "--data-dir"])
             .arg(place.data_dir())
-            .env("RUST_LOG", "dchan=info")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
-        Self {
-            child,
-            stdin,
-            lines,
-            id: String::new(),
-            boot: 0,
-            log,
-        }
+            .env("RUST_LOG", "dchan=info");
+        Process::spawn(&mut command, &place.dir.path().join("log"))
     }
 
-    fn up(mut self) -> Self {
-        let line = self.until(|line| line.starts_with("node "));
+    fn up(process: Process) -> Self {
+        let line = process.until("node ");
         let words: Vec<&str> = line.split([' ', ')']).collect();
-        self.id = words[1].to_owned();
-        self.boot = words[3].parse().unwrap();
-        self.until(|line| line == "receiving lines");
-        self
-    }
-
-    fn until(&self, wanted: impl Fn(&str) -> bool) -> String {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) if wanted(&line) => return line,
-                Ok(_) => {}
-                Err(error) => panic!("{error}; its log:\n{}", self.log()),
-            }
-        }
-    }
-
-    fn say(&mut self, text: &str) {
-        writeln!(self.stdin, "{text}").unwrap();
+        let (id, boot) = (words[0].to_owned(), words[2].parse().unwrap());
+        process.until("receiving lines");
+        Self { process, id, boot }
     }
 
     /// What it has received so far.
     fn received(&self) -> Vec<String> {
         let received = |line: String| line.split_once(": ").map(|(_, text)| text.to_owned());
-        self.lines.try_iter().filter_map(received).collect()
+        self.process.lines().filter_map(received).collect()
     }
 
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    fn kill(self) {
+        self.process.kill();
     }
 
-    fn terminate(mut self) {
-        let id = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&id).status().unwrap().success());
-        self.until(|line| line == "left the cluster");
-        assert!(self.child.wait().unwrap().success());
+    fn terminate(self) {
+        self.process.signal("-TERM");
+        self.process.until("left the cluster");
+        self.process.ended();
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-}
-
-/// Ends the process if the test has not.
-impl Drop for Node {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.log()
     }
 }
 
@@ -157,10 +102,7 @@ impl Place {
 }
 
 fn three_places() -> Vec<Place> {
-    let addresses: Vec<String> = (0..3)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect();
+    let addresses = free_addresses(3);
     let place = |address: &String| Place {
         address: address.clone(),
         peers: addresses.join(","),
@@ -170,7 +112,7 @@ fn three_places() -> Vec<Place> {
 }
 
 fn start_all(places: &[Place]) -> Vec<Node> {
-    let launched: Vec<Node> = places.iter().map(Node::launch).collect();
+    let launched: Vec<Process> = places.iter().map(Node::launch).collect();
     launched.into_iter().map(Node::up).collect()
 }
 
@@ -179,11 +121,8 @@ fn all_hear(nodes: &mut [Node], speaker: usize) {
     let start = Instant::now();
     let mut deaf: BTreeSet<usize> = (0..nodes.len()).collect();
     for number in 0.. {
-        nodes[speaker].say(&format!("line {number}"));
-        match nodes[speaker].lines.recv_timeout(Duration::from_millis(50)) {
-            Ok(_) | Err(RecvTimeoutError::Timeout) => {}
-            Err(error) => panic!("{error}; its log:\n{}", nodes[speaker].log()),
-        }
+        nodes[speaker].process.tell(&format!("line {number}"));
+        nodes[speaker].process.line(Duration::from_millis(50));
         deaf.retain(|node| *node != speaker && nodes[*node].received().is_empty());
         if deaf.is_empty() {
             return;

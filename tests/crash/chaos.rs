@@ -1,14 +1,9 @@
 //! What is done to the processes.
 
 use std::{
-    env,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -17,11 +12,9 @@ use crate::{
     NODE,
     journal::now,
     node::{NODES, Orders},
+    process::{Process, free_addresses},
     setting,
 };
-
-/// Longer than anything takes on a machine that is merely busy.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What has been done, for the checker.
 #[derive(Default)]
@@ -43,109 +36,53 @@ pub(crate) struct Harm {
     pub(crate) to: u64,
 }
 
-struct Process {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Receiver<String>,
-    node: String,
+/// A process that plays a node.
+struct Node {
+    process: Process,
+    id: String,
     leader: String,
 }
 
-/// Ends the process if the test has not.
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Process {
-    fn start(orders: &Orders) -> Self {
-        let log = orders
-            .dir
-            .join(format!("log-{}-{}", orders.index, orders.start));
-        let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "the_delivery_contract_holds_when_processes_die"])
-            .arg("--nocapture")
-            .env(NODE, orders.encode())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(log).unwrap())
-            .spawn()
-            .unwrap();
-        let stdin = child.stdin.take().unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let (sender, lines) = channel();
-        thread::spawn(move || {
-            for line in stdout.lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    break;
-                }
-            }
-        });
+impl Node {
+    /// Starts a process, for the first time or once more.
+    fn start(orders: &mut Orders) -> Self {
+        orders.start += 1;
+        let log = format!("log-{}-{}", orders.index, orders.start);
+        let log = orders.dir.join(log);
         Self {
-            child,
-            stdin,
-            lines,
-            node: String::new(),
+            process: Process::same_program(
+                "the_delivery_contract_holds_when_processes_die",
+                NODE,
+                &orders.encode(),
+                &log,
+            ),
+            id: String::new(),
             leader: String::new(),
         }
     }
 
-    /// Waits until the process says something that starts with `wanted`.
-    fn until(&mut self, wanted: &str) -> String {
-        let start = Instant::now();
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE);
-            let line = line.unwrap_or_else(|error| panic!("{} and {wanted}: {error}", self.node));
-            self.note(&line);
-            if line.starts_with(wanted) {
-                return line;
-            }
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{} never said {wanted}",
-                self.node
-            );
+    /// Waits until it belongs to the cluster.
+    fn up(mut self) -> Self {
+        self.id = self.process.until("node ");
+        self
+    }
+
+    /// Whether it was the leader when it last said who is.
+    fn leads(&mut self) -> bool {
+        let lines = self.process.lines();
+        let leaders = lines.filter_map(|line| line.strip_prefix("leader ").map(str::to_owned));
+        if let Some(leader) = leaders.last() {
+            self.leader = leader;
         }
-    }
-
-    fn note(&mut self, line: &str) {
-        if let Some(node) = line.strip_prefix("node ") {
-            self.node = node.to_owned();
-        }
-        if let Some(leader) = line.strip_prefix("leader ") {
-            self.leader = leader.to_owned();
-        }
-    }
-
-    fn listen(&mut self) {
-        while let Ok(line) = self.lines.try_recv() {
-            self.note(&line);
-        }
-    }
-
-    fn tell(&mut self, word: &str) {
-        writeln!(self.stdin, "{word}").unwrap();
-    }
-
-    fn signal(&self, signal: &str) {
-        let id = self.child.id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status();
-        assert!(sent.unwrap().success());
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.leader == self.id
     }
 
     /// Has the process leave in order, and returns its last words.
     fn end(mut self) -> String {
-        self.tell("end");
-        let words = self.until("ended");
-        assert!(self.child.wait().unwrap().success());
-        format!("{}: {words}", self.node)
+        self.process.tell("end");
+        let words = self.process.until("ended ");
+        self.process.ended();
+        format!("{}: {words}", self.id)
     }
 }
 
@@ -174,28 +111,16 @@ impl Deed {
     ];
 }
 
-/// Starts a process, for the first time or once more.
-fn start(orders: &mut Orders) -> Process {
-    orders.start += 1;
-    Process::start(orders)
-}
-
 /// Lets the processes send while things are done to them, and ends them.
 pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut places = places(dir);
-    let mut processes: Vec<Process> = places.iter_mut().map(start).collect();
-    for process in &mut processes {
-        process.until("node ");
-    }
+    let mut places = places(dir, 2);
+    let mut nodes = start_all(&mut places);
     let mut history = History::default();
     for round in 0..rounds {
         thread::sleep(Duration::from_millis(random.random_range(200..1_000)));
-        processes.iter_mut().for_each(Process::listen);
-        let leader = processes
-            .iter()
-            .position(|process| process.leader == process.node);
-        let anybody = random.random_range(0..processes.len());
+        let leader = nodes.iter_mut().position(Node::leads);
+        let anybody = random.random_range(0..nodes.len());
         let victim = match leader {
             Some(leader) if random.random_bool(0.3) => leader,
             _ => anybody,
@@ -206,7 +131,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             _ => Deed::ALL.choose(&mut random).unwrap(),
         };
         let from = now();
-        let node = processes[victim].node.clone();
+        let node = nodes[victim].id.clone();
         let harmed = |killed, to| Harm {
             index: victim as u64,
             node,
@@ -217,11 +142,11 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
         match deed {
             Deed::Kill | Deed::FreezeAndKill => {
                 if let Deed::FreezeAndKill = deed {
-                    processes[victim].signal("-STOP");
+                    nodes[victim].process.signal("-STOP");
                     // What is sent to it in the meantime arrives nowhere.
                     thread::sleep(Duration::from_millis(random.random_range(10..500)));
                 }
-                processes.remove(victim).kill();
+                nodes.remove(victim).process.kill();
                 // Three seconds are more than messages are offered for.
                 let pause = [0, 50, 200, 500, 3_000].choose(&mut random).unwrap();
                 thread::sleep(Duration::from_millis(*pause));
@@ -233,9 +158,9 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                     // their senders, and arrive all the same.
                     _ => 9_000,
                 };
-                processes[victim].signal("-STOP");
+                nodes[victim].process.signal("-STOP");
                 thread::sleep(Duration::from_millis(pause));
-                processes[victim].signal("-CONT");
+                nodes[victim].process.signal("-CONT");
                 history.harms.push(harmed(false, now()));
                 // What it has taken is written down before it may be killed.
                 thread::sleep(Duration::from_secs(1));
@@ -243,41 +168,62 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             }
             Deed::Restart => {
                 history.restarts += 1;
-                history.last_words.push(processes.remove(victim).end());
+                history.last_words.push(nodes.remove(victim).end());
             }
         }
-        let mut process = start(&mut places[victim]);
-        process.until("node ");
-        processes.insert(victim, process);
+        nodes.insert(victim, Node::start(&mut places[victim]).up());
         if let Deed::Kill | Deed::FreezeAndKill = deed {
             history.harms.push(harmed(true, now()));
         }
     }
-    for process in &mut processes {
-        process.tell("stop");
-    }
-    for process in &mut processes {
-        process.until("settled");
-    }
-    for process in processes {
-        history.last_words.push(process.end());
-    }
+    end_all(nodes, &mut history);
     history
 }
 
-fn places(dir: &Path) -> Vec<Orders> {
-    let listeners: Vec<TcpListener> = (0..NODES)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addresses: Vec<String> = listeners
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect();
+/// Lets the processes send while each of them in turn is restarted in order, so
+/// many times over.
+pub(crate) fn roll(dir: &Path, times: u64) -> History {
+    let mut places = places(dir, 30);
+    let mut nodes = start_all(&mut places);
+    let mut history = History::default();
+    for _ in 0..times {
+        for place in &mut places {
+            thread::sleep(Duration::from_millis(300));
+            history.restarts += 1;
+            history.last_words.push(nodes.remove(0).end());
+            nodes.push(Node::start(place).up());
+        }
+    }
+    thread::sleep(Duration::from_millis(300));
+    end_all(nodes, &mut history);
+    history
+}
+
+fn start_all(places: &mut [Orders]) -> Vec<Node> {
+    let started: Vec<Node> = places.iter_mut().map(Node::start).collect();
+    started.into_iter().map(Node::up).collect()
+}
+
+/// Has all of them stop sending, and when everything is settled, leave.
+fn end_all(mut nodes: Vec<Node>, history: &mut History) {
+    for node in &mut nodes {
+        node.process.tell("stop");
+    }
+    for node in &nodes {
+        node.process.until("settled");
+    }
+    history.last_words.extend(nodes.into_iter().map(Node::end));
+}
+
+/// Where the nodes live, and for how many seconds they offer a message.
+fn places(dir: &Path, timeout: u64) -> Vec<Orders> {
+    let addresses = free_addresses(NODES as usize);
     let place = |(index, address): (u64, &String)| Orders {
         index,
         start: 0,
         address: address.clone(),
         peers: addresses.clone(),
+        timeout,
         dir: PathBuf::from(dir),
         rate: setting(
             "DCHAN_CRASH_RATE",

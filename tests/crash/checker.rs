@@ -1,10 +1,11 @@
 //! Whether what the processes wrote down agrees with the contract.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     fs::{self, read_dir},
     path::Path,
+    time::Duration,
 };
 
 use crate::{
@@ -28,10 +29,24 @@ pub(crate) struct Report {
     /// Accepted by a process that was killed before it had written it down.
     died_with_receiver: usize,
     duplicated: usize,
+    /// Neither received nor known to be undelivered.
+    lost: usize,
+    /// The longest time that a message took until its sender knew its outcome,
+    /// and the longest that a sender heard of none.
+    slowest: Duration,
+    longest_pause: Duration,
     kills: usize,
     stops: usize,
     restarts: usize,
     pub(crate) violations: Vec<String>,
+}
+
+impl Report {
+    /// Whether each message was received once, and its sender knows.
+    pub(crate) fn is_perfect(&self) -> bool {
+        let failed = self.lost + self.duplicated + self.unknown + self.not_delivered;
+        failed == 0 && self.violations.is_empty()
+    }
 }
 
 impl fmt::Display for Report {
@@ -44,12 +59,16 @@ impl fmt::Display for Report {
             stops,
             restarts,
             died_with_receiver,
+            lost,
+            slowest,
+            longest_pause,
             ..
         } = self;
         writeln!(
             f,
             "kills={kills} stops={stops} restarts={restarts} \
-             died_with_receiver={died_with_receiver}"
+             died_with_receiver={died_with_receiver} lost={lost} \
+             slowest={slowest:?} longest_pause={longest_pause:?}"
         )?;
         let Self {
             messages,
@@ -92,12 +111,30 @@ pub(crate) fn check(dir: &Path, history: &History) -> Report {
         }
     }
     for (_, text) in journals(dir, "sent-") {
+        let mut missing = HashSet::new();
+        let mut last = None;
         for line in whole_lines(&text) {
-            judge(line, &received, history, &mut report);
+            let sent = Sent::from(line);
+            sent.judge(&received, history, &mut report);
+            match sent.times {
+                None if !received.times.contains_key(&sent.packed) => {
+                    missing.insert(sent.packed);
+                }
+                None => {}
+                Some((begin, end)) => {
+                    report.slowest = report.slowest.max(micros(end - begin));
+                    let pause = end.saturating_sub(last.replace(end).unwrap_or(end));
+                    report.longest_pause = report.longest_pause.max(micros(pause));
+                }
+            }
+            if sent.outcome == "not_delivered" {
+                missing.remove(&sent.packed);
+            }
         }
+        report.lost += missing.len();
     }
     for words in &history.last_words {
-        if !words.contains("ended true Ok") {
+        if !words.contains(": true Ok") {
             report
                 .violations
                 .push(format!("counters or shutdown: {words}"));
@@ -152,52 +189,81 @@ impl Received {
     }
 }
 
-fn judge(line: &str, received: &Received, history: &History, report: &mut Report) {
-    let words: Vec<&str> = line.splitn(6, ' ').collect();
-    let packed: u64 = words[0].parse().unwrap();
-    let id = Id::unpack(packed);
-    let seen = received.times.contains_key(&packed);
-    let wrong = match words[1] {
-        "do_send" | "deliver" | "send" => {
-            report.messages += 1;
-            false
+fn micros(micros: u64) -> Duration {
+    Duration::from_micros(micros)
+}
+
+/// What a sender has written down of a message: that it sends it, or what has
+/// become of it.
+struct Sent<'a> {
+    line: &'a str,
+    packed: u64,
+    outcome: &'a str,
+    /// The node that has it, or had it when it was lost.
+    node: Option<&'a str>,
+    /// With the outcome: when it was sent, and when the outcome was known.
+    times: Option<(u64, u64)>,
+}
+
+impl<'a> From<&'a str> for Sent<'a> {
+    fn from(line: &'a str) -> Self {
+        let words: Vec<&str> = line.splitn(6, ' ').collect();
+        let number = |word: &&str| word.parse::<u64>().unwrap();
+        Self {
+            line,
+            packed: number(&words[0]),
+            outcome: words[1],
+            node: words.get(2).copied().filter(|node| *node != "-"),
+            times: words.get(3).map(number).zip(words.get(4).map(number)),
         }
-        "handled" => {
-            report.handled += 1;
-            !seen
-        }
-        "accepted" => {
-            report.accepted += 1;
-            let killed =
-                under_way(&words, history).any(|harm| harm.killed && harm.node == words[2]);
-            report.died_with_receiver += usize::from(!seen && killed);
-            !seen && !killed
-        }
-        "not_delivered" => {
-            report.not_delivered += 1;
-            seen
-        }
-        // Only what was under way to or from a process that was harmed just then.
-        "unknown" => {
-            report.unknown += 1;
-            let node = words[2];
-            !under_way(&words, history)
-                .any(|harm| node == "-" || harm.node == node || harm.index == id.sender)
-        }
-        other => panic!("{other} is no outcome"),
-    };
-    if wrong {
-        let times = usize::from(seen);
-        report
-            .violations
-            .push(format!("{line}, and received {times} times: {id:?}"));
     }
 }
 
-/// What was done to processes between a message's sending and its outcome.
-fn under_way<'h>(words: &[&str], history: &'h History) -> impl Iterator<Item = &'h Harm> {
-    let sent: u64 = words[3].parse().unwrap();
-    let heard: u64 = words[4].parse().unwrap();
-    let harms = history.harms.iter();
-    harms.filter(move |harm| sent <= harm.to + GRACE && harm.from <= heard + GRACE)
+impl Sent<'_> {
+    fn judge(&self, received: &Received, history: &History, report: &mut Report) {
+        let id = Id::unpack(self.packed);
+        let seen = received.times.contains_key(&self.packed);
+        let wrong = match self.outcome {
+            "do_send" | "deliver" | "send" => {
+                report.messages += 1;
+                false
+            }
+            "handled" => {
+                report.handled += 1;
+                !seen
+            }
+            "accepted" => {
+                report.accepted += 1;
+                let mut harms = self.meanwhile(history);
+                let killed = harms.any(|harm| harm.killed && self.node == Some(&harm.node));
+                report.died_with_receiver += usize::from(!seen && killed);
+                !seen && !killed
+            }
+            "not_delivered" => {
+                report.not_delivered += 1;
+                seen
+            }
+            // Only what was under way to or from a process that was harmed.
+            "unknown" => {
+                report.unknown += 1;
+                !self.meanwhile(history).any(|harm| {
+                    self.node.is_none_or(|node| *node == harm.node) || harm.index == id.sender
+                })
+            }
+            other => panic!("{other} is no outcome"),
+        };
+        if wrong {
+            let (line, times) = (self.line, usize::from(seen));
+            report
+                .violations
+                .push(format!("{line}, and received {times} times: {id:?}"));
+        }
+    }
+
+    /// What was done to processes between a message's sending and its outcome.
+    fn meanwhile<'h>(&self, history: &'h History) -> impl Iterator<Item = &'h Harm> + use<'h> {
+        let (sent, heard) = self.times.unwrap();
+        let harms = history.harms.iter();
+        harms.filter(move |harm| sent <= harm.to + GRACE && harm.from <= heard + GRACE)
+    }
 }

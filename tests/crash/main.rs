@@ -11,6 +11,7 @@
 //! DCHAN_CRASH_ROUNDS=200 cargo test --release --test crash -- --nocapture
 //! ```
 //!
+//! `DCHAN_CRASH_ROLLS` is how often the rolling restart goes round.
 //! `DCHAN_CRASH_SEED` chooses what happens to whom; the run prints it.
 
 // A test that cannot go on panics.
@@ -20,6 +21,8 @@ mod chaos;
 mod checker;
 mod journal;
 mod node;
+#[path = "../common/process.rs"]
+mod process;
 
 use std::{env, fs::remove_dir_all};
 
@@ -35,19 +38,41 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
+/// Whether this process is one that the test has started. It then plays its
+/// part to the end.
+fn played_a_part() -> bool {
+    let orders = env::var(NODE);
+    if let Ok(orders) = &orders {
+        node::live(orders);
+    }
+    orders.is_ok()
+}
+
 #[test]
 fn the_delivery_contract_holds_when_processes_die() {
-    if let Ok(orders) = env::var(NODE) {
-        return node::live(&orders);
+    if played_a_part() {
+        return;
     }
     let rounds = setting("DCHAN_CRASH_ROUNDS", 6);
     let seed = setting("DCHAN_CRASH_SEED", rand::random_range(0..1_000_000));
+    // It is kept where something goes wrong.
     let dir = tempfile::tempdir().unwrap().keep();
     println!("seed={seed} rounds={rounds} dir={}", dir.display());
     let history = chaos::run(&dir, rounds, seed);
     let report = checker::check(&dir, &history);
     println!("{report}");
     assert!(report.violations.is_empty(), "the contract was broken");
-    // What was written is kept where something went wrong.
+    remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn a_rolling_restart_loses_and_duplicates_nothing() {
+    let times = setting("DCHAN_CRASH_ROLLS", 1);
+    let dir = tempfile::tempdir().unwrap().keep();
+    println!("rolls={times} dir={}", dir.display());
+    let history = chaos::roll(&dir, times);
+    let report = checker::check(&dir, &history);
+    println!("{report}");
+    assert!(report.is_perfect(), "a message was lost, or came twice");
     remove_dir_all(dir).unwrap();
 }

@@ -24,8 +24,6 @@ pub(crate) const NODES: u64 = 5;
 /// The namespace that all receive. Below it is one for each node, which that
 /// one alone receives.
 pub(crate) const SHARED: u64 = NODES;
-/// How long a message is offered.
-const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(10);
 
 /// What a process is told to be.
@@ -39,6 +37,8 @@ pub(crate) struct Orders {
     pub(crate) dir: PathBuf,
     /// Messages a second.
     pub(crate) rate: u64,
+    /// For how many seconds a message is offered.
+    pub(crate) timeout: u64,
 }
 
 impl Orders {
@@ -50,20 +50,22 @@ impl Orders {
             peers,
             dir,
             rate,
+            timeout,
         } = self;
         let (peers, dir) = (peers.join(","), dir.display());
-        format!("{index}|{start}|{address}|{peers}|{rate}|{dir}")
+        format!("{index}|{start}|{address}|{peers}|{rate}|{timeout}|{dir}")
     }
 
     fn decode(text: &str) -> Self {
-        let words: Vec<&str> = text.splitn(6, '|').collect();
+        let words: Vec<&str> = text.splitn(7, '|').collect();
         Self {
             index: words[0].parse().unwrap(),
             start: words[1].parse().unwrap(),
             address: words[2].to_owned(),
             peers: words[3].split(',').map(str::to_owned).collect(),
             rate: words[4].parse().unwrap(),
-            dir: words[5].into(),
+            timeout: words[5].parse().unwrap(),
+            dir: words[6].into(),
         }
     }
 
@@ -175,7 +177,7 @@ async fn start(orders: &Orders) -> Cluster {
         let cluster = Cluster::builder(&orders.address)
             .peers(orders.peers.clone())
             .data_dir(orders.dir.join(format!("data-{}", orders.index)))
-            .send_timeout(SEND_TIMEOUT)
+            .send_timeout(Duration::from_secs(orders.timeout))
             .join_timeout(Duration::from_secs(120))
             .start();
         match cluster.await {
@@ -192,8 +194,11 @@ async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<Ato
     let mut numbers = [0; SHARED as usize + 1];
     let mut tick = tokio::time::interval(TICK);
     let mut due = 0.0;
-    while !stopped.load(Ordering::Relaxed) {
+    loop {
         tick.tick().await;
+        if stopped.load(Ordering::Relaxed) {
+            break;
+        }
         due += orders.rate as f64 * TICK.as_secs_f64();
         while due >= 1.0 {
             due -= 1.0;
@@ -240,7 +245,7 @@ async fn send(orders: Orders, namespaces: Vec<Namespace<Item>>, stopped: Arc<Ato
                         match request.await {
                             Ok(reply) => {
                                 assert_eq!(reply, id, "the reply to another message");
-                                journal.write(format!("{id} handled"));
+                                journal.write(format!("{id} handled - {sent} {}", now()));
                             }
                             Err(error) => journal.write(failed(id, sent, &error)),
                         }
