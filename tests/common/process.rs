@@ -6,7 +6,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Write, stdin},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -14,6 +14,8 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+
+use tokio::sync::mpsc;
 
 /// Longer than anything takes on a machine that is merely busy.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -97,6 +99,14 @@ impl Process {
         writeln!(self.stdin, "{line}").unwrap();
     }
 
+    /// Its memory, as Linux tells it.
+    pub fn resident_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1));
+        kib.unwrap().parse().unwrap()
+    }
+
     pub fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status();
@@ -136,4 +146,18 @@ pub fn free_addresses(count: usize) -> Vec<String> {
         .iter()
         .map(|listener| listener.local_addr().unwrap().to_string())
         .collect()
+}
+
+/// What this process is told on its standard input, line by line; `None` when
+/// that ends.
+pub fn told() -> mpsc::UnboundedReceiver<String> {
+    let (sender, lines) = mpsc::unbounded_channel();
+    thread::spawn(move || {
+        for line in stdin().lock().lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    lines
 }

@@ -2,7 +2,6 @@
 //! stop, or killed.
 
 use std::{
-    io::{BufRead, stdin},
     path::PathBuf,
     sync::{
         Arc,
@@ -14,10 +13,12 @@ use std::{
 use dchan::{Cluster, DeliveryError, Namespace, StartError, prelude::*};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 
-use crate::journal::{Id, Journal, now};
+use crate::{
+    journal::{Id, Journal, now},
+    process::told,
+};
 
 /// How many processes there are.
 pub(crate) const NODES: u64 = 5;
@@ -268,17 +269,4 @@ fn failed(id: u64, sent: u64, error: &DeliveryError) -> String {
         false => "not_delivered",
     };
     format!("{id} {outcome} {node} {sent} {} {error}", now())
-}
-
-/// What the process is told, line by line; `None` when that ends.
-fn told() -> mpsc::UnboundedReceiver<String> {
-    let (sender, words) = mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in stdin().lock().lines().map_while(Result::ok) {
-            if sender.send(line).is_err() {
-                break;
-            }
-        }
-    });
-    words
 }
