@@ -19,21 +19,28 @@ use crate::{
 /// What has been done, for the checker.
 #[derive(Default)]
 pub(crate) struct History {
-    pub(crate) harms: Vec<Harm>,
-    pub(crate) restarts: usize,
+    pub(crate) absences: Vec<Absence>,
     /// What the processes said that ended in order.
     pub(crate) last_words: Vec<String>,
 }
 
-/// A process was killed, or stopped for a while. Only such a one may leave
-/// outcomes unknown.
-pub(crate) struct Harm {
+/// A process did not run for a while.
+pub(crate) struct Absence {
     pub(crate) index: u64,
     pub(crate) node: String,
-    pub(crate) killed: bool,
-    /// From when to when it did not run, in microseconds.
+    pub(crate) harm: Harm,
+    /// In microseconds.
     pub(crate) from: u64,
     pub(crate) to: u64,
+}
+
+/// Why a process did not run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Harm {
+    Kill,
+    Stop,
+    /// In order, which leaves no outcome unknown.
+    Restart,
 }
 
 /// A process that plays a node.
@@ -111,6 +118,16 @@ impl Deed {
     ];
 }
 
+impl Deed {
+    fn harm(&self) -> Harm {
+        match self {
+            Self::Kill | Self::FreezeAndKill => Harm::Kill,
+            Self::Pause | Self::Freeze => Harm::Stop,
+            Self::Restart => Harm::Restart,
+        }
+    }
+}
+
 /// Lets the processes send while things are done to them, and ends them.
 pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
     let mut random = StdRng::seed_from_u64(seed);
@@ -130,14 +147,12 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             0 => &Deed::Freeze,
             _ => Deed::ALL.choose(&mut random).unwrap(),
         };
-        let from = now();
-        let node = nodes[victim].id.clone();
-        let harmed = |killed, to| Harm {
+        let mut absence = Absence {
             index: victim as u64,
-            node,
-            killed,
-            from,
-            to,
+            node: nodes[victim].id.clone(),
+            harm: deed.harm(),
+            from: now(),
+            to: 0,
         };
         match deed {
             Deed::Kill | Deed::FreezeAndKill => {
@@ -150,6 +165,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                 // Three seconds are more than messages are offered for.
                 let pause = [0, 50, 200, 500, 3_000].choose(&mut random).unwrap();
                 thread::sleep(Duration::from_millis(*pause));
+                nodes.insert(victim, Node::start(&mut places[victim]).up());
             }
             Deed::Pause | Deed::Freeze => {
                 let pause = match deed {
@@ -161,20 +177,18 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                 nodes[victim].process.signal("-STOP");
                 thread::sleep(Duration::from_millis(pause));
                 nodes[victim].process.signal("-CONT");
-                history.harms.push(harmed(false, now()));
-                // What it has taken is written down before it may be killed.
-                thread::sleep(Duration::from_secs(1));
-                continue;
             }
             Deed::Restart => {
-                history.restarts += 1;
                 history.last_words.push(nodes.remove(victim).end());
+                nodes.insert(victim, Node::start(&mut places[victim]).up());
             }
         }
-        nodes.insert(victim, Node::start(&mut places[victim]).up());
-        if let Deed::Kill | Deed::FreezeAndKill = deed {
-            history.harms.push(harmed(true, now()));
+        absence.to = now();
+        if absence.harm == Harm::Stop {
+            // What it has taken is written down before it may be killed.
+            thread::sleep(Duration::from_secs(1));
         }
+        history.absences.push(absence);
     }
     end_all(nodes, &mut history);
     history
@@ -189,9 +203,17 @@ pub(crate) fn roll(dir: &Path, times: u64) -> History {
     for _ in 0..times {
         for place in &mut places {
             thread::sleep(Duration::from_millis(300));
-            history.restarts += 1;
+            let (index, from) = (place.index, now());
+            let node = nodes[0].id.clone();
             history.last_words.push(nodes.remove(0).end());
             nodes.push(Node::start(place).up());
+            history.absences.push(Absence {
+                index,
+                node,
+                harm: Harm::Restart,
+                from,
+                to: now(),
+            });
         }
     }
     thread::sleep(Duration::from_millis(300));

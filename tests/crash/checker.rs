@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    chaos::{Harm, History},
+    chaos::{Absence, Harm, History},
     journal::Id,
     node::SHARED,
 };
@@ -98,10 +98,17 @@ struct Received {
 }
 
 pub(crate) fn check(dir: &Path, history: &History) -> Report {
+    let count = |harm| {
+        history
+            .absences
+            .iter()
+            .filter(|absence| absence.harm == harm)
+            .count()
+    };
     let mut report = Report {
-        kills: history.harms.iter().filter(|harm| harm.killed).count(),
-        stops: history.harms.iter().filter(|harm| !harm.killed).count(),
-        restarts: history.restarts,
+        kills: count(Harm::Kill),
+        stops: count(Harm::Stop),
+        restarts: count(Harm::Restart),
         ..Report::default()
     };
     let mut received = Received::default();
@@ -134,7 +141,7 @@ pub(crate) fn check(dir: &Path, history: &History) -> Report {
         report.lost += missing.len();
     }
     for words in &history.last_words {
-        if !words.contains(": true Ok") {
+        if !words.contains(": true") {
             report
                 .violations
                 .push(format!("counters or shutdown: {words}"));
@@ -234,8 +241,9 @@ impl Sent<'_> {
             }
             "accepted" => {
                 report.accepted += 1;
-                let mut harms = self.meanwhile(history);
-                let killed = harms.any(|harm| harm.killed && self.node == Some(&harm.node));
+                let killed = self
+                    .meanwhile(history)
+                    .any(|absence| absence.harm == Harm::Kill && self.node == Some(&absence.node));
                 report.died_with_receiver += usize::from(!seen && killed);
                 !seen && !killed
             }
@@ -243,11 +251,16 @@ impl Sent<'_> {
                 report.not_delivered += 1;
                 seen
             }
-            // Only what was under way to or from a process that was harmed.
+            // Only what was under way to or from a process that was harmed, or
+            // found its receiver back as its time was over.
             "unknown" => {
                 report.unknown += 1;
-                !self.meanwhile(history).any(|harm| {
-                    self.node.is_none_or(|node| *node == harm.node) || harm.index == id.sender
+                !self.meanwhile(history).any(|absence| match self.node {
+                    Some(node) => {
+                        absence.harm != Harm::Restart
+                            && (*node == absence.node || absence.index == id.sender)
+                    }
+                    None => true,
                 })
             }
             other => panic!("{other} is no outcome"),
@@ -260,10 +273,10 @@ impl Sent<'_> {
         }
     }
 
-    /// What was done to processes between a message's sending and its outcome.
-    fn meanwhile<'h>(&self, history: &'h History) -> impl Iterator<Item = &'h Harm> + use<'h> {
+    /// Who was away between a message's sending and its outcome.
+    fn meanwhile<'h>(&self, history: &'h History) -> impl Iterator<Item = &'h Absence> + use<'h> {
         let (sent, heard) = self.times.unwrap();
-        let harms = history.harms.iter();
-        harms.filter(move |harm| sent <= harm.to + GRACE && harm.from <= heard + GRACE)
+        let absences = history.absences.iter();
+        absences.filter(move |absence| sent <= absence.to + GRACE && absence.from <= heard + GRACE)
     }
 }
