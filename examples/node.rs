@@ -9,12 +9,13 @@
 //! A line that is typed in one of them is printed by one of those that receive,
 //! in turn; while nobody receives, it waits. Stop a node with Ctrl-C: it goes on
 //! when there is nothing more to read. Give it `--data-dir DIR` and it comes back
-//! as the same node, even after a `kill -9`. `RUST_LOG=dchan=info` shows what
+//! as the same node, even after a `kill -9`. Typing `/status` shows its picture of
+//! the cluster, and `/receive NAMESPACE` has it receive one more. `RUST_LOG=dchan=info` shows what
 //! the nodes tell each other.
 
 use std::{env, pin::pin, process::ExitCode, time::Duration};
 
-use dchan::{Builder, Cluster, DeliveryError, NodeId, prelude::*};
+use dchan::{Builder, Cluster, DeliveryError, Namespace, NodeId, Status, prelude::*};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{signal, sync::mpsc, time::timeout};
@@ -98,14 +99,7 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     );
 
     if let Some(name) = &arguments.receive {
-        let mut received = cluster.namespace::<Line>(name).receiver(16);
-        received.ready().await?;
-        println!("receiving {name}");
-        actix::spawn(async move {
-            while let Some(Line { from, text }) = received.next().await {
-                println!("{from}: {text}");
-            }
-        });
+        receive(&cluster.namespace(name)).await;
     }
 
     let lines = cluster.namespace::<Line>(&arguments.send);
@@ -114,8 +108,15 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     loop {
         tokio::select! {
             Some(text) = typed.recv() => {
-                let from = status.node;
-                report(lines.deliver(Line { from, text }));
+                if text == "/status" {
+                    show(&cluster.status());
+                } else if let Some(name) = text.strip_prefix("/receive ") {
+                    let namespace = cluster.namespace(name);
+                    actix::spawn(async move { receive(&namespace).await });
+                } else {
+                    let from = status.node;
+                    report(lines.deliver(Line { from, text }));
+                }
             }
             _ = signal::ctrl_c() => break,
             _ = terminate.recv() => break,
@@ -124,6 +125,50 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
     cluster.shutdown().await?;
     println!("left the cluster");
     Ok(())
+}
+
+/// Receives lines and prints them, as soon as the cluster agrees.
+async fn receive(lines: &Namespace<Line>) {
+    let mut received = lines.receiver(16);
+    if let Err(error) = received.ready().await {
+        // It is still tried.
+        println!("not receiving {} yet: {error}", lines.name());
+    }
+    if received.ready().await.is_err() {
+        return;
+    }
+    println!("receiving {}", lines.name());
+    actix::spawn(async move {
+        while let Some(Line { from, text }) = received.next().await {
+            println!("{from}: {text}");
+        }
+    });
+}
+
+fn show(status: &Status) {
+    let quorum = match status.has_quorum {
+        true => "with a quorum",
+        false => "without a quorum",
+    };
+    let leader = status
+        .leader
+        .map_or("nobody".to_owned(), |leader| leader.to_string());
+    println!("term {}, led by {leader}, {quorum}", status.term);
+    for (node, address) in &status.nodes {
+        let role = match status.voters.contains(node) {
+            true => "votes",
+            false => "follows",
+        };
+        let received = status.receivers.iter();
+        let received: Vec<&str> = received
+            .filter(|(_, nodes)| nodes.contains(node))
+            .map(|(name, _)| name.as_str())
+            .collect();
+        println!(
+            "  {node} at {address} {role}, receives [{}]",
+            received.join(", ")
+        );
+    }
 }
 
 /// What is typed. A thread of its own reads it, for a read from a terminal

@@ -33,6 +33,11 @@ pub struct Status {
     pub nodes: BTreeMap<NodeId, String>,
     /// The namespaces that are received, and by whom.
     pub receivers: BTreeMap<String, BTreeSet<NodeId>>,
+    /// Whether a leader with a quorum has been heard of in the last two seconds.
+    /// Without one messages go on to the receivers that are known, and nothing
+    /// new can be agreed: registrations wait, and fail with
+    /// [`NoQuorum`](crate::RegisterError::NoQuorum).
+    pub has_quorum: bool,
     /// How long ago the view was last confirmed to be current. It grows beyond
     /// a second or so only while no leader with a quorum is heard of. `None`
     /// before the first time.

@@ -30,7 +30,7 @@ use crate::{
     mailbox::{self, AnyOutbox, Mailbox, Outbox, Place},
     message::{RemoteMessage, label},
     namespace::{Core, Namespace},
-    raft::Standing,
+    raft::{QUORUM_TIMEOUT, Standing},
     status::{Status, Traffic},
     view::{Identity, View},
 };
@@ -531,6 +531,7 @@ impl Node {
                     (name.to_string(), receivers.nodes.keys().copied().collect())
                 })
                 .collect(),
+            has_quorum: heard.is_some_and(|heard| heard < QUORUM_TIMEOUT),
             view_age: heard,
             links: self.links.status().into_iter().collect(),
             traffic: traffic.fold(Traffic::default(), Traffic::add),

@@ -190,6 +190,7 @@ pub mod raft_request {
         Append = 1,
         Vote = 2,
         Snapshot = 3,
+        PreVote = 4,
     }
     impl Kind {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -202,6 +203,7 @@ pub mod raft_request {
                 Self::Append => "APPEND",
                 Self::Vote => "VOTE",
                 Self::Snapshot => "SNAPSHOT",
+                Self::PreVote => "PRE_VOTE",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -211,6 +213,7 @@ pub mod raft_request {
                 "APPEND" => Some(Self::Append),
                 "VOTE" => Some(Self::Vote),
                 "SNAPSHOT" => Some(Self::Snapshot),
+                "PRE_VOTE" => Some(Self::PreVote),
                 _ => None,
             }
         }

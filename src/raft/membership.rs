@@ -13,9 +13,10 @@ use tracing::{debug, info, warn};
 
 use super::{
     RaftActor,
+    clocks::EVICT_AFTER,
     policy::{self, Change, Picture},
     submit,
-    types::{Metrics, Raft},
+    types::Raft,
 };
 use crate::view::{Command, Identity, Member, NodeId, View};
 
@@ -49,7 +50,7 @@ pub(super) async fn form(
 impl RaftActor {
     /// On the leader: makes the next change that is due.
     pub(super) fn adjust_membership(&mut self, ctx: &mut Context<Self>) {
-        if self.changing || !self.leads() {
+        if self.changing || !self.leads() || !self.has_quorum() {
             return;
         }
         let raft = self.raft.clone();
@@ -64,12 +65,21 @@ impl RaftActor {
             });
             return;
         }
-        let picture = picture(&self.metrics.borrow(), &view, self.max_voters);
+        let picture = self.picture(&view);
         let Some(change) = policy::next_change(&picture) else {
             return;
         };
         debug!(?change, "changing the membership");
         let members = match change {
+            Change::Evict(node) => {
+                let boot = view.nodes[&node].boot;
+                warn!(
+                    node = %self.me.node, peer = %node, silent = ?EVICT_AFTER, "evicting a node"
+                );
+                return self.change(ctx, async move {
+                    submit::write(&raft, Command::NodeDown { node, boot }).await;
+                });
+            }
             Change::Add(node) => {
                 let address = &*view.nodes[&node].address;
                 ChangeMembers::AddNodes(BTreeMap::from([(node, BasicNode::new(address))]))
@@ -97,21 +107,25 @@ impl RaftActor {
             actor.turn(ctx);
         }));
     }
-}
 
-fn picture(metrics: &Metrics, view: &View, cap: usize) -> Picture {
-    let membership = metrics.membership_config.membership();
-    let last = metrics.last_log_index.unwrap_or(0);
-    let replicated = metrics.replication.iter().flatten();
-    Picture {
-        leader: metrics.id,
-        voters: membership.voter_ids().collect(),
-        learners: membership.learner_ids().collect(),
-        up: view.nodes.keys().copied().collect(),
-        caught_up: replicated
-            .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
-            .map(|(node, _)| *node)
-            .collect(),
-        cap,
+    fn picture(&self, view: &View) -> Picture {
+        let metrics = self.metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let replicated = metrics.replication.iter().flatten();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let up: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
+        Picture {
+            leader: metrics.id,
+            learners: membership.learner_ids().collect(),
+            caught_up: replicated
+                .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
+                .map(|(node, _)| *node)
+                .collect(),
+            silent: self.network.clocks.silent(up.union(&voters).copied()),
+            voters,
+            up,
+            cap: self.max_voters,
+        }
     }
 }

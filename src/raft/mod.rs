@@ -5,6 +5,8 @@
 //! *agreed* through another; in between it proposes until the two are equal.
 //! On the leader it also keeps the membership as `policy` wants it.
 
+mod clocks;
+mod election;
 mod formation;
 mod membership;
 mod network;
@@ -30,18 +32,20 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-pub(crate) use self::{
-    formation::OtherCluster,
-    requests::{Found, Hello, Rpc, RpcError, Submit},
-    store::StoreError,
-};
 use self::{
+    clocks::Clocks,
+    election::{Election, LEASE},
     formation::{Formation, Way},
     network::Network,
     state_machine::StateMachine,
     store::Store,
     submit::{SUBMIT_TIMEOUT, Submitter},
     types::{Metrics, Raft},
+};
+pub(crate) use self::{
+    formation::OtherCluster,
+    requests::{Found, Hello, Rpc, RpcError, Submit},
+    store::StoreError,
 };
 use crate::{
     proto::{self, SubmitRequest, submit_reply::Outcome, submit_request},
@@ -53,8 +57,6 @@ use crate::{
 pub(crate) type Wanted = BTreeMap<Arc<str>, Arc<str>>;
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// A follower stands for election after a silence drawn from this range.
-const ELECTION: std::ops::Range<Duration> = Duration::from_millis(750)..Duration::from_millis(1500);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the actor looks whether something is left to do that no event
 /// tells of: a proposal that failed, a learner that has caught up.
@@ -62,6 +64,15 @@ const TICK: Duration = Duration::from_millis(100);
 /// After a proposal has been agreed, how long to wait for the node's own log to
 /// bring it before it is proposed again.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pauses after proposals that fail: the first one, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Whoever has not heard from a leader for so long may have been evicted, and
+/// asks to be taken in again.
+const RETURN_AFTER: Duration = Duration::from_secs(3);
+/// A leader that no quorum has answered for so long proposes nothing more:
+/// openraft's would go on filling its log.
+pub(crate) const QUORUM_TIMEOUT: Duration = Duration::from_secs(2);
 const LEAVE: submit_request::Change = submit_request::Change::Leave(proto::Leave {});
 /// Entries between two snapshots, and kept after one for those who lag.
 const SNAPSHOT_EVERY: u64 = 2_000;
@@ -104,6 +115,8 @@ pub(crate) struct Standing {
     pub(crate) learners: BTreeSet<NodeId>,
     /// When a leader with a quorum was last heard of.
     pub(crate) heard: Option<Instant>,
+    /// Whether that was just now.
+    pub(crate) quorum: bool,
     /// Set where the node cannot come to belong to the cluster of its peers.
     pub(crate) refused: Option<Refusal>,
 }
@@ -128,8 +141,11 @@ pub(crate) struct Settings {
 pub(crate) struct RaftActor {
     me: Identity,
     raft: Raft,
+    store: Store,
     formation: Arc<Formation>,
     max_voters: usize,
+    network: Network,
+    election: Election,
     connections: Connections,
     wanted: watch::Receiver<Wanted>,
     agreed: watch::Receiver<Arc<View>>,
@@ -143,6 +159,11 @@ pub(crate) struct RaftActor {
     proposing: bool,
     /// The last one that was agreed, until its echo is due.
     proposed: Option<(submit_request::Change, Instant)>,
+    /// After one that failed: when to try again, and how long to wait then.
+    retry: Option<(Instant, Duration)>,
+    started: Instant,
+    /// Since when this node leads, if it does.
+    led_since: Option<Instant>,
     /// A change of the membership is under way.
     changing: bool,
     /// The node is on its way out, and registers nothing any more.
@@ -164,12 +185,13 @@ impl RaftActor {
             cluster: settings.me.cluster.clone(),
             connections: settings.connections.clone(),
             agreed: agreed.clone(),
+            clocks: Clocks::new(),
         };
         let raft = Raft::new(
             settings.me.node,
             Arc::new(config(&settings.me)),
-            network,
-            storage.store,
+            network.clone(),
+            storage.store.clone(),
             storage.state_machine,
         )
         .await
@@ -189,6 +211,8 @@ impl RaftActor {
             formation: Arc::new(formation),
             me: settings.me,
             max_voters: settings.max_voters,
+            network,
+            election: Election::new(),
             connections: settings.connections,
             wanted: settings.wanted,
             metrics: raft.metrics(),
@@ -196,9 +220,13 @@ impl RaftActor {
             heard_leader: watch::Sender::new(None),
             agreed,
             raft,
+            store: storage.store,
             founders: Vec::new(),
             proposing: false,
             proposed: None,
+            retry: None,
+            started: Instant::now(),
+            led_since: None,
             changing: false,
             leaving: false,
             left: None,
@@ -242,45 +270,77 @@ impl RaftActor {
 
     /// Does what is due. Called on every event, and on a tick.
     fn turn(&mut self, ctx: &mut Context<Self>) {
+        self.note_leadership();
         self.publish_standing();
         self.tell_of_failure();
+        self.stand(ctx);
         self.propose(ctx);
         self.adjust_membership(ctx);
     }
 
-    fn publish_standing(&self) {
-        let metrics = self.metrics.borrow();
+    fn note_leadership(&mut self) {
+        match (self.leads(), self.led_since) {
+            (true, None) => {
+                self.led_since = Some(Instant::now());
+                self.network.clocks.restart();
+            }
+            (false, Some(_)) => self.led_since = None,
+            _ => {}
+        }
+    }
+
+    fn publish_standing(&mut self) {
+        let metrics = self.metrics.borrow().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         if !voters.is_empty() {
             self.formation.formed();
         }
         let learners: BTreeSet<NodeId> = membership.learner_ids().collect();
-        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
-        let heard = match acknowledged {
-            Some(ago) => Instant::now().checked_sub(ago),
-            None => *self.heard_leader.borrow(),
-        };
-        self.standing.send_if_modified(|standing| {
-            if standing.leader != metrics.current_leader {
-                match metrics.current_leader {
-                    Some(leader) => info!(
-                        node = %self.me.node, %leader, term = metrics.current_term, "leader changed"
-                    ),
-                    None => info!(node = %self.me.node, "the cluster has no leader"),
+        let heard = self.heard(&metrics);
+        let quorum = heard.is_some_and(|heard| heard.elapsed() < QUORUM_TIMEOUT);
+        let node = self.me.node;
+        let before = self.standing.borrow().clone();
+        if before.leader != metrics.current_leader {
+            // Whoever leads now may agree to what the last one could not.
+            self.retry = None;
+            match metrics.current_leader {
+                Some(leader) => {
+                    info!(%node, %leader, term = metrics.current_term, "leader changed")
                 }
+                None => info!(%node, "the cluster has no leader"),
             }
-            let changed = standing.leader != metrics.current_leader
-                || standing.term != metrics.current_term
-                || standing.voters != voters
-                || standing.learners != learners;
+        }
+        match (before.quorum, quorum) {
+            (true, false) => warn!(
+                %node,
+                "the cluster has no quorum: messages flow, and nothing new can be agreed"
+            ),
+            (false, true) if before.heard.is_some() => info!(%node, "the cluster has a quorum"),
+            _ => {}
+        }
+        self.standing.send_modify(|standing| {
             standing.leader = metrics.current_leader;
             standing.term = metrics.current_term;
             standing.voters = voters;
             standing.learners = learners;
             standing.heard = heard.or(standing.heard);
-            changed
+            standing.quorum = quorum;
         });
+    }
+
+    /// Whether this node, where it leads, can have something agreed.
+    fn has_quorum(&self) -> bool {
+        let acknowledged = self.heard(&self.metrics.borrow());
+        let last = acknowledged.max(self.led_since);
+        last.is_some_and(|last| last.elapsed() < QUORUM_TIMEOUT)
+    }
+
+    /// Whether no leader has been heard of for so long that this node may have
+    /// been evicted, and the log that would tell it passes it by.
+    fn may_be_evicted(&self) -> bool {
+        let heard = self.heard(&self.metrics.borrow());
+        heard.unwrap_or(self.started).elapsed() > RETURN_AFTER
     }
 
     /// Raft stops for good when its storage fails. The data plane goes on with
@@ -306,7 +366,8 @@ impl RaftActor {
             return self.left.is_some().then_some(LEAVE);
         }
         let up = view.nodes.get(&node);
-        if up.is_none_or(|up| up.boot != boot || up.address != self.me.address) {
+        let is_up = up.is_some_and(|up| up.boot == boot && up.address == self.me.address);
+        if !is_up || self.may_be_evicted() {
             let address = self.me.address.to_string();
             return Some(submit_request::Change::Announce(proto::Announce {
                 address,
@@ -339,6 +400,9 @@ impl RaftActor {
             self.proposed = None;
             return;
         };
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+            return;
+        }
         if let Some((proposed, at)) = &self.proposed
             && *proposed == change
             && at.elapsed() < ECHO_TIMEOUT
@@ -351,14 +415,24 @@ impl RaftActor {
         ctx.spawn(reply.into_actor(self).map(move |reply, actor, ctx| {
             actor.proposing = false;
             match reply.outcome() {
-                Outcome::Done if change == LEAVE => actor.left = None,
                 Outcome::Done => {
-                    actor.proposed = Some((change, Instant::now()));
-                    actor.turn(ctx);
+                    actor.retry = None;
+                    if change == LEAVE {
+                        actor.left = None;
+                    } else {
+                        actor.proposed = Some((change, Instant::now()));
+                        actor.turn(ctx);
+                    }
                 }
-                Outcome::WrongCluster => actor.refuse("the leader".into(), reply.detail),
-                // The next tick tries again.
-                outcome => debug!(?outcome, detail = reply.detail, "a proposal failed"),
+                outcome => {
+                    debug!(?outcome, detail = reply.detail, "a proposal failed");
+                    if outcome == Outcome::WrongCluster {
+                        actor.refuse("the leader".into(), reply.detail);
+                    }
+                    let pause = actor.retry.map_or(FIRST_PAUSE, |(_, pause)| pause * 2);
+                    let pause = pause.min(LONGEST_PAUSE);
+                    actor.retry = Some((Instant::now() + pause, pause));
+                }
             }
         }));
     }
@@ -382,6 +456,8 @@ impl RaftActor {
             agreed: self.agreed.clone(),
             connections: self.connections.clone(),
             contacts: self.formation.known(),
+            clocks: self.network.clocks.clone(),
+            quorum: self.has_quorum(),
         }
     }
 }
@@ -391,8 +467,10 @@ fn config(me: &Identity) -> Config {
     Config {
         cluster_name: me.cluster.to_string(),
         heartbeat_interval: millis(HEARTBEAT),
-        election_timeout_min: millis(ELECTION.start),
-        election_timeout_max: millis(ELECTION.end),
+        enable_elect: false,
+        // How long a vote may take, and the lease.
+        election_timeout_min: millis(LEASE) - 1,
+        election_timeout_max: millis(LEASE),
         install_snapshot_timeout: millis(SNAPSHOT_TIMEOUT),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         replication_lag_threshold: SNAPSHOT_EVERY * 2,

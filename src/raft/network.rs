@@ -4,7 +4,10 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use openraft::{
     AnyError, BasicNode, RaftNetwork, RaftNetworkFactory,
-    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable},
+    error::{
+        Infallible, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError,
+        Unreachable,
+    },
     network::RPCOption,
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest,
@@ -14,39 +17,43 @@ use openraft::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use super::types::TypeConfig;
+use super::{clocks::Clocks, election::PreVote, types::TypeConfig};
 use crate::{
     proto::{RaftRequest, raft_request::Kind},
     transport::Connections,
     view::{NodeId, View},
 };
 
+#[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) cluster: Arc<str>,
     pub(crate) connections: Connections,
     /// Says where a node is now; the membership, where it was when it joined.
     pub(crate) agreed: watch::Receiver<Arc<View>>,
+    pub(super) clocks: Clocks,
 }
 
-impl RaftNetworkFactory<TypeConfig> for Network {
-    type Network = Connection;
-
-    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
+impl Network {
+    pub(super) fn connection(&self, target: NodeId, node: &BasicNode) -> Connection {
         Connection {
-            cluster: self.cluster.clone(),
-            connections: self.connections.clone(),
-            agreed: self.agreed.clone(),
+            network: self.clone(),
             target,
             joined_at: node.addr.as_str().into(),
         }
     }
 }
 
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: NodeId, node: &BasicNode) -> Connection {
+        self.connection(target, node)
+    }
+}
+
 pub(crate) struct Connection {
-    cluster: Arc<str>,
-    connections: Connections,
-    agreed: watch::Receiver<Arc<View>>,
-    target: NodeId,
+    network: Network,
+    pub(super) target: NodeId,
     joined_at: Arc<str>,
 }
 
@@ -54,7 +61,7 @@ type Failure<E> = RPCError<NodeId, BasicNode, RaftError<NodeId, E>>;
 
 impl Connection {
     fn address(&self) -> Arc<str> {
-        let view = self.agreed.borrow();
+        let view = self.network.agreed.borrow();
         let member = view.nodes.get(&self.target);
         member
             .map_or(&self.joined_at, |member| &member.address)
@@ -65,7 +72,7 @@ impl Connection {
         &self,
         kind: Kind,
         request: &Request,
-        timeout: Duration,
+        option: RPCOption,
     ) -> Result<Response, Failure<E>>
     where
         Request: Serialize,
@@ -73,21 +80,30 @@ impl Connection {
         E: std::error::Error + DeserializeOwned,
     {
         let mut peer = self
+            .network
             .connections
             .peer(&self.address())
             .map_err(|error| Unreachable::new(&error))?;
         let body = rmp_serde::to_vec_named(request).map_err(|error| NetworkError::new(&error))?;
         let request = RaftRequest {
-            cluster: self.cluster.to_string(),
+            cluster: self.network.cluster.to_string(),
             target: self.target.get(),
             kind: kind.into(),
             body: body.into(),
         };
-        let reply = within(timeout, peer.raft(request)).await?;
+        let reply = within(option.hard_ttl(), peer.raft(request)).await?;
+        self.network.clocks.answered(self.target);
         let result: Result<Response, RaftError<NodeId, E>> =
             rmp_serde::from_slice(&reply.into_inner().body)
                 .map_err(|error| NetworkError::new(&error))?;
         result.map_err(|error| RemoteError::new(self.target, error).into())
+    }
+
+    /// Whether the node would vote for this one. Silence means no.
+    pub(super) async fn pre_vote(&self, request: &PreVote, option: RPCOption) -> bool {
+        let granted: Result<bool, Failure<Infallible>> =
+            self.call(Kind::PreVote, request, option).await;
+        granted.unwrap_or(false)
     }
 }
 
@@ -110,7 +126,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
-        self.call(Kind::Append, &request, option.hard_ttl()).await
+        self.call(Kind::Append, &request, option).await
     }
 
     async fn install_snapshot(
@@ -121,7 +137,7 @@ impl RaftNetwork<TypeConfig> for Connection {
         InstallSnapshotResponse<NodeId>,
         RPCError<NodeId, BasicNode, RaftError<NodeId, InstallSnapshotError>>,
     > {
-        self.call(Kind::Snapshot, &request, option.hard_ttl()).await
+        self.call(Kind::Snapshot, &request, option).await
     }
 
     async fn vote(
@@ -129,6 +145,6 @@ impl RaftNetwork<TypeConfig> for Connection {
         request: VoteRequest<NodeId>,
         option: RPCOption,
     ) -> Result<VoteResponse<NodeId>, RPCError<NodeId, BasicNode, RaftError<NodeId>>> {
-        self.call(Kind::Vote, &request, option.hard_ttl()).await
+        self.call(Kind::Vote, &request, option).await
     }
 }

@@ -14,13 +14,17 @@ pub(crate) struct Picture {
     pub(crate) up: BTreeSet<NodeId>,
     /// Learners whose log has caught up with the leader's.
     pub(crate) caught_up: BTreeSet<NodeId>,
+    /// Nodes that have not answered the leader for too long.
+    pub(crate) silent: BTreeSet<NodeId>,
     /// The most voters there may be.
     pub(crate) cap: usize,
 }
 
-/// One change of the membership.
+/// One change of the view or of the membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
+    /// Take a node that is silent out of the view, with all it receives.
+    Evict(NodeId),
     /// Take in a node that is up as a learner.
     Add(NodeId),
     /// Let exactly these vote. The others stay as learners.
@@ -31,20 +35,27 @@ pub(crate) enum Change {
 
 /// The next change, if any is due.
 ///
-/// Everybody who is up is a member; the voters are the largest odd number of
-/// them up to the cap, for an even one tolerates no more failures and needs one
-/// more vote. Whoever votes keeps its vote while it is up; a voter that is gone
-/// keeps it until one that takes its place has caught up.
+/// Who is silent is up no more. Everybody who is up is a member; the voters are
+/// the largest odd number of them up to the cap, for an even one tolerates no
+/// more failures and needs one more vote. Whoever votes keeps its vote while it
+/// is up; a voter that is gone keeps it until one that takes its place has
+/// caught up. One that is silent may be back with its log, and that log may be
+/// needed: it loses its vote only if a majority of the voters stay.
 pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
     let Picture {
         voters, learners, ..
     } = picture;
+    let mut silent = picture.up.intersection(&picture.silent);
+    if let Some(node) = silent.find(|node| **node != picture.leader) {
+        return Some(Change::Evict(*node));
+    }
     let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
     if let Some(node) = picture.up.iter().find(|node| !is_member(node)) {
         return Some(Change::Add(*node));
     }
     let due = due_voters(picture);
-    if !due.is_empty() && due != *voters {
+    if !due.is_empty() && due != *voters && (due.len() >= voters.len() || may_shrink(picture, &due))
+    {
         return Some(Change::SetVoters(due));
     }
     let gone = learners.iter().find(|node| !picture.up.contains(node));
@@ -75,6 +86,14 @@ fn due_voters(picture: &Picture) -> BTreeSet<NodeId> {
         // Somebody who will vote has not caught up yet.
         None => BTreeSet::new(),
     }
+}
+
+/// Whether the voters may become fewer. Those that leave in order are heard
+/// until they have no vote.
+fn may_shrink(picture: &Picture, due: &BTreeSet<NodeId>) -> bool {
+    let mut lost = picture.voters.difference(due);
+    let stay = picture.voters.intersection(due).count();
+    2 * stay > picture.voters.len() || !lost.any(|node| picture.silent.contains(node))
 }
 
 /// Who votes in a cluster that is being formed: its founder, and others up to
@@ -116,6 +135,7 @@ mod tests {
             caught_up: learners.clone(),
             voters,
             learners,
+            silent: BTreeSet::new(),
             cap: 5,
         }
     }
@@ -161,6 +181,53 @@ mod tests {
         let mut forgotten = picture([1, 3, 4], [2]);
         forgotten.up.remove(&NodeId(2));
         assert_eq!(next_change(&forgotten), Some(Change::Remove(NodeId(2))));
+    }
+
+    fn silent(mut picture: Picture, silent: &[u64]) -> Picture {
+        picture.silent = nodes(silent.iter().copied());
+        picture
+    }
+
+    /// The same after everybody who is silent was evicted.
+    fn evicted(mut picture: Picture) -> Picture {
+        while let Some(Change::Evict(node)) = next_change(&picture) {
+            picture.up.remove(&node);
+        }
+        picture
+    }
+
+    #[test]
+    fn a_node_that_is_silent_is_evicted_but_never_the_leader() {
+        let picture = silent(picture([1, 2, 3], [4]), &[1, 4]);
+        assert_eq!(next_change(&picture), Some(Change::Evict(NodeId(4))));
+        assert_eq!(
+            next_change(&evicted(picture)),
+            Some(Change::Remove(NodeId(4)))
+        );
+    }
+
+    #[test]
+    fn dead_voters_are_replaced_by_learners_that_have_caught_up() {
+        let picture = evicted(silent(picture(1..=5, 6..20), &[4, 5]));
+        assert_eq!(
+            next_change(&picture),
+            Some(Change::SetVoters(nodes([1, 2, 3, 6, 7])))
+        );
+    }
+
+    #[test]
+    fn dead_voters_without_a_substitute_go_if_a_majority_stays() {
+        let picture = evicted(silent(picture(1..=5, []), &[5]));
+        assert_eq!(
+            next_change(&picture),
+            Some(Change::SetVoters(nodes([1, 2, 3])))
+        );
+    }
+
+    #[test]
+    fn a_dead_voter_is_not_dropped_if_that_drops_a_majority() {
+        let picture = evicted(silent(picture([1, 2, 3], []), &[3]));
+        assert_eq!(next_change(&picture), None);
     }
 
     #[test]

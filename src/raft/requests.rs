@@ -2,13 +2,20 @@
 
 use actix::prelude::*;
 use bytes::Bytes;
-use openraft::raft::AppendEntriesResponse;
+use openraft::{
+    error::{Infallible, RaftError},
+    raft::AppendEntriesResponse,
+};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::RaftActor;
-use crate::proto::{
-    FoundReply, FoundRequest, HelloReply, SubmitReply, SubmitRequest, raft_request,
+use super::{
+    RaftActor,
+    election::{PreVote, grants},
+};
+use crate::{
+    proto::{FoundReply, FoundRequest, HelloReply, SubmitReply, SubmitRequest, raft_request},
+    view::NodeId,
 };
 
 /// A peer looks for its cluster.
@@ -76,12 +83,14 @@ impl Handler<Rpc> for RaftActor {
 
     fn handle(&mut self, Rpc { kind, body }: Rpc, _: &mut Self::Context) -> Self::Result {
         let raft = self.raft.clone();
+        let heard = self.heard(&self.metrics.borrow());
+        let store = self.store.clone();
         let heard_leader = self.heard_leader.clone();
         Box::pin(async move {
             match kind {
                 raft_request::Kind::Append => {
                     let result = raft.append_entries(rmp_serde::from_slice(&body)?).await;
-                    if matches!(result, Ok(AppendEntriesResponse::Success)) {
+                    if !matches!(result, Err(_) | Ok(AppendEntriesResponse::HigherVote(_))) {
                         heard_leader.send_replace(Some(Instant::now()));
                     }
                     encoded(&result)
@@ -91,6 +100,12 @@ impl Handler<Rpc> for RaftActor {
                 }
                 raft_request::Kind::Snapshot => {
                     encoded(&raft.install_snapshot(rmp_serde::from_slice(&body)?).await)
+                }
+                raft_request::Kind::PreVote => {
+                    let request: PreVote = rmp_serde::from_slice(&body)?;
+                    let last_log = store.last_log_id();
+                    let granted = last_log.is_ok_and(|last| grants(heard, last, request.last_log));
+                    encoded(&Ok::<_, RaftError<NodeId, Infallible>>(granted))
                 }
                 raft_request::Kind::Unspecified => Err(RpcError::UnknownKind),
             }

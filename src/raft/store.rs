@@ -196,6 +196,14 @@ impl Store {
     }
 
     /// The last snapshot: its description and what it holds.
+    /// The last entry that the log has, or had before it was purged.
+    pub(crate) fn last_log_id(&self) -> Result<Option<LogId>, StoreError> {
+        match self.last_entry()? {
+            Some(entry) => Ok(Some(*entry.get_log_id())),
+            None => self.get(PURGED),
+        }
+    }
+
     pub(crate) fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
         self.get(SNAPSHOT)
     }
@@ -265,11 +273,9 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let failed = failed(ErrorSubject::Logs, ErrorVerb::Read);
-        let last_purged_log_id = self.get(PURGED).map_err(&failed)?;
-        let last = self.last_entry().map_err(&failed)?;
         Ok(LogState {
-            last_purged_log_id,
-            last_log_id: last.map(|entry| *entry.get_log_id()).or(last_purged_log_id),
+            last_purged_log_id: self.get(PURGED).map_err(&failed)?,
+            last_log_id: self.last_log_id().map_err(&failed)?,
         })
     }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::{sync::watch, time::timeout};
 
-use super::types::{Metrics, Raft};
+use super::{
+    clocks::Clocks,
+    types::{Metrics, Raft},
+};
 use crate::{
     proto::{SubmitReply, SubmitRequest, submit_reply::Outcome, submit_request},
     transport::{Connections, check_address},
@@ -44,6 +47,9 @@ pub(super) struct Submitter {
     pub(super) connections: Connections,
     /// Addresses of nodes that may know who leads.
     pub(super) contacts: Vec<Arc<str>>,
+    pub(super) clocks: Clocks,
+    /// Whether this node, where it leads, can have something agreed.
+    pub(super) quorum: bool,
 }
 
 impl Submitter {
@@ -118,6 +124,9 @@ impl Submitter {
     }
 
     async fn lead(&self, request: SubmitRequest) -> SubmitReply {
+        if !self.quorum {
+            return reply(Outcome::NoLeader, "too few voters answer the leader");
+        }
         let formation = self.agreed.borrow().formation;
         if request.formation != 0 && formation == 0 {
             return reply(Outcome::NoLeader, "the leader is still reading its own log");
@@ -134,7 +143,13 @@ impl Submitter {
                 if let Err(error) = check_address(&announce.address) {
                     return reply(Outcome::Invalid, error.to_string());
                 }
-                let address = announce.address.into();
+                let address: Arc<str> = announce.address.into();
+                // From now on it is expected to answer.
+                self.clocks.answered(node);
+                let member = self.agreed.borrow().nodes.get(&node).cloned();
+                if member.is_some_and(|member| member.boot == boot && member.address == address) {
+                    return reply(Outcome::Done, "it is up already");
+                }
                 Command::NodeUp {
                     node,
                     boot,

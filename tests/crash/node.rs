@@ -132,7 +132,7 @@ async fn run(orders: Orders) {
     };
     receiver(Some(namespaces[SHARED as usize].clone())).start();
     let own = &namespaces[orders.index as usize];
-    let own = own.subscribe(receiver(None).start().recipient());
+    let _own = own.subscribe(receiver(None).start().recipient());
 
     let stopped = Arc::new(AtomicBool::new(false));
     let sending = actix::spawn(send(orders, namespaces, stopped.clone()));
@@ -162,7 +162,6 @@ async fn run(orders: Orders) {
     // In order: what is under way gets its outcome first.
     stopped.store(true, Ordering::Relaxed);
     let status = cluster.clone();
-    drop(own);
     let left = cluster.shutdown().await.err();
     sending.await.unwrap();
     let traffic = status.status().traffic;
