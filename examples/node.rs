@@ -15,7 +15,9 @@
 
 use std::{env, pin::pin, process::ExitCode, time::Duration};
 
-use dchan::{Builder, Cluster, DeliveryError, Namespace, NodeId, Status, prelude::*};
+use dchan::{
+    Builder, Cluster, DeliveryError, Namespace, NodeId, RegisterError, Status, prelude::*,
+};
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{signal, sync::mpsc, time::timeout};
@@ -130,12 +132,12 @@ async fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
 /// Receives lines and prints them, as soon as the cluster agrees.
 async fn receive(lines: &Namespace<Line>) {
     let mut received = lines.receiver(16);
-    if let Err(error) = received.ready().await {
-        // It is still tried.
-        println!("not receiving {} yet: {error}", lines.name());
-    }
-    if received.ready().await.is_err() {
-        return;
+    while let Err(error) = received.ready().await {
+        println!("not receiving {}: {error}", lines.name());
+        // Without a quorum it waits for one.
+        if !matches!(error, RegisterError::NoQuorum { .. }) {
+            return;
+        }
     }
     println!("receiving {}", lines.name());
     actix::spawn(async move {
@@ -153,7 +155,8 @@ fn show(status: &Status) {
     let leader = status
         .leader
         .map_or("nobody".to_owned(), |leader| leader.to_string());
-    println!("term {}, led by {leader}, {quorum}", status.term);
+    let (term, count) = (status.term, status.nodes.len());
+    println!("term {term}, led by {leader}, {quorum}, {count} nodes");
     for (node, address) in &status.nodes {
         let role = match status.voters.contains(node) {
             true => "votes",

@@ -1,14 +1,8 @@
-//! Real processes, really killed: the `node` example.
-
-// A test that cannot go on panics.
-#![allow(clippy::unwrap_used)]
-
-#[path = "common/process.rs"]
-mod process;
+//! A node that runs the `node` example in a process of its own.
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -17,7 +11,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use self::process::{PATIENCE, Process, free_addresses};
+use crate::process::{PATIENCE, Process, free_addresses};
 
 /// The `node` example, built as these tests were.
 fn program() -> &'static Path {
@@ -37,15 +31,15 @@ fn program() -> &'static Path {
 }
 
 /// A process that runs the example.
-struct Node {
-    process: Process,
-    id: String,
-    boot: u64,
+pub(crate) struct Node {
+    pub(crate) process: Process,
+    pub(crate) id: String,
+    pub(crate) boot: u64,
 }
 
 impl Node {
     /// Starts a process and waits until it is a member and receives.
-    fn start(place: &Place) -> Self {
+    pub(crate) fn start(place: &Place) -> Self {
         Self::up(Self::launch(place))
     }
 
@@ -68,56 +62,90 @@ impl Node {
     }
 
     /// What it has received so far.
-    fn received(&self) -> Vec<String> {
+    pub(crate) fn received(&self) -> Vec<String> {
         let received = |line: String| line.split_once(": ").map(|(_, text)| text.to_owned());
         self.process.lines().filter_map(received).collect()
     }
 
-    fn kill(self) {
+    pub(crate) fn kill(self) {
         self.process.kill();
     }
 
-    fn terminate(self) {
+    pub(crate) fn terminate(self) {
         self.process.signal("-TERM");
         self.process.until("left the cluster");
         self.process.ended();
     }
 
-    fn log(&self) -> String {
+    /// Its picture of the cluster: who leads, and a line for each node.
+    pub(crate) fn status(&mut self) -> Picture {
+        self.process.tell("/status");
+        let first = self.process.until("term ");
+        let words: Vec<&str> = first.split([' ', ',']).collect();
+        let leader = words[words.iter().position(|word| *word == "by").unwrap() + 1].to_owned();
+        let count = words[words.len() - 2].parse().unwrap();
+        let nodes = (0..count).map(|_| self.process.until("  ")).collect();
+        Picture {
+            leader,
+            quorum: first.contains("with a quorum"),
+            nodes,
+        }
+    }
+
+    /// Waits until its picture of the cluster is as wanted. Returns how long
+    /// that took.
+    pub(crate) fn until(&mut self, what: &str, wanted: impl Fn(&Picture) -> bool) -> Duration {
+        let begin = Instant::now();
+        loop {
+            let picture = self.status();
+            if wanted(&picture) {
+                return begin.elapsed();
+            }
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "never {what}: {picture:?}\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 }
 
 /// Where a node lives, whichever process it is.
-struct Place {
+pub(crate) struct Place {
     address: String,
     peers: String,
     dir: TempDir,
 }
 
 impl Place {
-    fn data_dir(&self) -> PathBuf {
+    /// Places for nodes that have the same list of peers.
+    pub(crate) fn some(count: usize) -> Vec<Self> {
+        let addresses = free_addresses(count);
+        let place = |address: &String| Self {
+            address: address.clone(),
+            peers: addresses.join(","),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        addresses.iter().map(place).collect()
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 }
 
-fn three_places() -> Vec<Place> {
-    let addresses = free_addresses(3);
-    let place = |address: &String| Place {
-        address: address.clone(),
-        peers: addresses.join(","),
-        dir: tempfile::tempdir().unwrap(),
-    };
-    addresses.iter().map(place).collect()
-}
-
-fn start_all(places: &[Place]) -> Vec<Node> {
+pub(crate) fn start_all(places: &[Place]) -> Vec<Node> {
     let launched: Vec<Process> = places.iter().map(Node::launch).collect();
     launched.into_iter().map(Node::up).collect()
 }
 
 /// Has one node speak until all of them have heard something.
-fn all_hear(nodes: &mut [Node], speaker: usize) {
+pub(crate) fn all_hear(nodes: &mut [Node], speaker: usize) {
     let start = Instant::now();
     let mut deaf: BTreeSet<usize> = (0..nodes.len()).collect();
     for number in 0.. {
@@ -134,58 +162,28 @@ fn all_hear(nodes: &mut [Node], speaker: usize) {
     }
 }
 
-#[test]
-fn a_killed_node_comes_back_as_itself_and_receives() {
-    let places = three_places();
-    let mut nodes = start_all(&places);
-    all_hear(&mut nodes, 0);
-    for killed in 0..3 {
-        let node = nodes.remove(killed);
-        let (id, boot) = (node.id.clone(), node.boot);
-        node.kill();
-        nodes.insert(killed, Node::start(&places[killed]));
-        assert_eq!(nodes[killed].id, id);
-        assert_eq!(nodes[killed].boot, boot + 1);
-        all_hear(&mut nodes, (killed + 1) % 3);
+/// What a node shows as its status.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    pub(crate) leader: String,
+    pub(crate) quorum: bool,
+    nodes: Vec<String>,
+}
+
+impl Picture {
+    pub(crate) fn has(&self, node: &str) -> bool {
+        self.nodes.iter().any(|line| line.contains(node))
     }
-}
 
-#[test]
-fn a_cluster_that_was_killed_as_a_whole_comes_back() {
-    let places = three_places();
-    let nodes = start_all(&places);
-    let formed = |node: &Node| node.log().contains("formed the cluster");
-    assert_eq!(nodes.iter().filter(|node| formed(node)).count(), 1);
-    let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
-    nodes.into_iter().for_each(Node::kill);
+    pub(crate) fn receives(&self, node: &str, namespace: &str) -> bool {
+        let mut lines = self.nodes.iter();
+        lines.any(|line| line.contains(node) && line.contains(namespace))
+    }
 
-    let mut nodes = start_all(&places);
-    assert!(nodes.iter().map(|node| &node.id).eq(&ids));
-    assert!(nodes.iter().all(|node| node.boot == 2));
-    all_hear(&mut nodes, 0);
-    assert!(!nodes.iter().any(formed), "the cluster was formed again");
-
-    // And once more, stopped in order.
-    nodes.into_iter().for_each(Node::terminate);
-    let mut nodes = start_all(&places);
-    assert!(nodes.iter().map(|node| &node.id).eq(&ids));
-    all_hear(&mut nodes, 0);
-    assert!(!nodes.iter().any(formed), "the cluster was formed again");
-}
-
-#[test]
-fn a_wiped_node_joins_the_cluster_of_the_others() {
-    let places = three_places();
-    let mut nodes = start_all(&places);
-    for wiped in 0..3 {
-        let node = nodes.remove(wiped);
-        let id = node.id.clone();
-        node.kill();
-        fs::remove_dir_all(places[wiped].data_dir()).unwrap();
-        nodes.insert(wiped, Node::start(&places[wiped]));
-        assert_ne!(nodes[wiped].id, id);
-        assert_eq!(nodes[wiped].boot, 1);
-        all_hear(&mut nodes, wiped);
-        assert!(!nodes[wiped].log().contains("formed the cluster"));
+    pub(crate) fn voters(&self) -> usize {
+        self.nodes
+            .iter()
+            .filter(|line| line.contains(" votes,"))
+            .count()
     }
 }

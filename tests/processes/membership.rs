@@ -1,0 +1,94 @@
+//! Nodes that die, fall silent or are cut off from a majority.
+
+use std::env;
+
+use crate::node::{Node, Place, all_hear, start_all};
+
+#[test]
+fn a_node_that_dies_is_evicted_and_may_come_back() {
+    let places = Place::some(3);
+    let mut nodes = start_all(&places);
+    let dead = nodes[2].id.clone();
+    nodes.remove(2).kill();
+    for node in &mut nodes {
+        let took = node.until("evicted", |picture| !picture.has(&dead));
+        println!("gone from a view {took:?} after its death");
+        assert!(node.status().quorum);
+    }
+    nodes.push(Node::start(&places[2]));
+    assert_eq!(nodes[2].id, dead);
+    all_hear(&mut nodes, 0);
+}
+
+#[test]
+fn a_node_that_was_silent_for_too_long_comes_back_by_itself() {
+    let places = Place::some(4);
+    let mut nodes = start_all(&places);
+    let leader = nodes[0].status().leader;
+    let frozen = nodes.iter().position(|node| node.id != leader).unwrap();
+    let frozen = nodes.remove(frozen);
+    frozen.process.signal("-STOP");
+    nodes[0].until("evicted", |picture| !picture.has(&frozen.id));
+    frozen.process.signal("-CONT");
+    nodes[0].until("back", |picture| picture.receives(&frozen.id, "lines"));
+    nodes.push(frozen);
+    all_hear(&mut nodes, 3);
+}
+
+#[test]
+fn voters_that_die_are_replaced() {
+    let places = Place::some(7);
+    let mut nodes = start_all(&places);
+    nodes[0].until("five vote", |picture| picture.voters() == 5);
+    for _ in 0..2 {
+        let leader = nodes[0].status().leader;
+        let victim = nodes.iter().position(|node| node.id == leader).unwrap();
+        let dead = nodes.remove(victim);
+        let id = dead.id.clone();
+        dead.kill();
+        nodes[0].until("evicted", |picture| !picture.has(&id));
+        nodes[0].until("five vote", |picture| picture.voters() == 5);
+    }
+    all_hear(&mut nodes, 0);
+}
+
+#[test]
+fn without_a_majority_messages_flow_and_registrations_wait() {
+    let places = Place::some(5);
+    let mut nodes = start_all(&places);
+    nodes.drain(2..).for_each(Node::kill);
+    for node in &mut nodes {
+        node.until("without a quorum", |picture| !picture.quorum);
+    }
+    all_hear(&mut nodes, 0);
+    nodes[0].process.tell("/receive more");
+    let refusal = nodes[0].process.until("not receiving more: ");
+    assert!(refusal.contains("too few of its voters"), "{refusal}");
+    all_hear(&mut nodes, 1);
+
+    // With the majority all the rest comes back.
+    nodes.push(Node::start(&places[2]));
+    nodes[0].process.until("receiving more");
+    for node in &mut nodes {
+        node.until("with a quorum", |picture| picture.quorum);
+    }
+    all_hear(&mut nodes, 2);
+}
+
+#[test]
+fn a_leader_that_is_killed_has_a_successor() {
+    let places = Place::some(3);
+    let mut nodes = start_all(&places);
+    let rounds = env::var("DCHAN_LEADER_KILLS").map_or(3, |rounds| rounds.parse().unwrap());
+    for _ in 0..rounds {
+        let leader = nodes[0].status().leader;
+        let victim = nodes.iter().position(|node| node.id == leader).unwrap();
+        nodes.remove(victim).kill();
+        let took = nodes[0].until("led by another", |picture| {
+            picture.leader != leader && picture.leader != "nobody"
+        });
+        println!("a new leader after {took:?}");
+        nodes.insert(victim, Node::start(&places[victim]));
+        all_hear(&mut nodes, 0);
+    }
+}
