@@ -35,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) data_dir: Option<PathBuf>,
     pub(crate) runtime: Runtime,
     pub(crate) voters: usize,
+    pub(crate) founders: usize,
     pub(crate) window: u32,
     pub(crate) limits: Limits,
     pub(crate) join_timeout: Duration,
@@ -53,6 +54,7 @@ impl Builder {
                 data_dir: None,
                 runtime: Runtime::default(),
                 voters: 5,
+                founders: 1,
                 window: 1024,
                 limits: Limits {
                     outbox_messages: 65_536,
@@ -78,12 +80,27 @@ impl Builder {
     /// Addresses of other nodes, as `host:port`. Default: none, and the node is
     /// a cluster by itself unless others join it.
     ///
+    /// A host name is looked up again at each attempt, and may stand for several
+    /// nodes, as that of a headless Kubernetes service does: see
+    /// [`founders`](Self::founders).
+    ///
     /// It takes one peer that is up to join a cluster. To form one, all the
     /// peers have to be up at some time; which of them starts first does not
     /// matter. The node's own address may be among them, so that all nodes can
     /// be given the same list.
     pub fn peers<P: Into<String>>(mut self, peers: impl IntoIterator<Item = P>) -> Self {
         self.settings.peers = peers.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How many nodes it takes to form a cluster, this one included. Default: 1,
+    /// and all that [`peers`](Self::peers) names.
+    ///
+    /// Needed where a name stands for nodes of which some may not be known yet:
+    /// set it to more than half of the nodes that start together, so that they
+    /// cannot form two clusters.
+    pub fn founders(mut self, nodes: usize) -> Self {
+        self.settings.founders = nodes;
         self
     }
 

@@ -3,7 +3,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use std::sync::Mutex;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
+
+use tracing::debug;
 
 use crate::proto::peer_client::PeerClient;
 
@@ -19,6 +22,7 @@ pub(crate) const CONNECTION_WINDOW: u32 = 8 << 20;
 pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a gRPC message may hold beside the largest message: a frame is a batch
 /// of small messages or one large one, and more than one of neither.
 const FRAME_OVERHEAD: usize = 256 << 10;
@@ -69,6 +73,21 @@ impl Connections {
         Ok(PeerClient::new(channel)
             .max_decoding_message_size(self.max_frame())
             .max_encoding_message_size(usize::MAX))
+    }
+
+    /// The addresses that a name stands for now: none, if it stands for nobody
+    /// or that cannot be found out in time.
+    pub(crate) async fn look_up(&self, name: &str) -> Vec<Arc<str>> {
+        match timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host(name)).await {
+            Ok(Ok(addresses)) => addresses
+                .map(|address| address.to_string().as_str().into())
+                .collect(),
+            Ok(Err(error)) => {
+                debug!(name, %error, "a peer's name cannot be looked up");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Forgets the connections to addresses that nobody has any more.

@@ -123,6 +123,88 @@ async fn a_node_alone_restarts_on_its_data_directory() {
 }
 
 #[actix::test]
+async fn as_many_nodes_as_it_takes_form_a_cluster() {
+    let first = builder()
+        .founders(2)
+        .join_timeout(Duration::from_millis(200));
+    assert!(matches!(
+        first.start().await,
+        Err(StartError::NotJoined { .. })
+    ));
+
+    // The first one of these knows no other.
+    let address = free_address();
+    let first = Cluster::builder(&address)
+        .founders(2)
+        .join_timeout(PATIENCE);
+    let second = builder().peers([&address]).founders(2);
+    let nodes = join_all([first.start(), second.start()]).await;
+    let nodes: Vec<Cluster> = nodes.into_iter().map(Result::unwrap).collect();
+    until_one_cluster(&nodes, 1).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn peers_can_be_host_names() {
+    let first = builder().start().await.unwrap();
+    let port = first
+        .status()
+        .address
+        .rsplit(':')
+        .next()
+        .unwrap()
+        .to_owned();
+    let by_name = format!("localhost:{port}");
+    let second = builder().peers([&by_name]).start().await.unwrap();
+    let nodes = [first, second];
+    until_one_cluster(&nodes, 1).await;
+    shut_down(nodes.into()).await;
+
+    let unknown = builder().peers(["nobody.invalid:1"]);
+    let unknown = unknown.join_timeout(Duration::from_millis(200)).start();
+    assert!(matches!(unknown.await, Err(StartError::NotJoined { .. })));
+}
+
+#[actix::test]
+async fn a_node_that_moves_to_another_address_stays_the_same_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = builder().start().await.unwrap();
+    let peers = [first.status().address];
+    let moving = || builder().peers(peers.clone()).data_dir(dir.path());
+    let second = moving().start().await.unwrap();
+    let before = second.status();
+    second.shutdown().await.unwrap();
+
+    let second = moving().start().await.unwrap();
+    let after = second.status();
+    assert_eq!(after.node, before.node);
+    assert_ne!(after.address, before.address);
+    let nodes = [first, second];
+    until("all know the new address", || {
+        let addresses = nodes.iter().map(|node| node.status().nodes);
+        addresses
+            .into_iter()
+            .all(|nodes| nodes.get(&after.node) == Some(&after.address))
+    })
+    .await;
+    shut_down(nodes.into()).await;
+}
+
+#[actix::test]
+async fn clusters_of_one_name_that_were_formed_apart_do_not_mix() {
+    let (one, other) = (
+        builder().start().await.unwrap(),
+        builder().start().await.unwrap(),
+    );
+    let both = [one.status().address, other.status().address];
+    let Err(error) = builder().peers(both).start().await else {
+        panic!("it has joined one of two clusters");
+    };
+    assert!(error.to_string().contains("formed apart"), "{error}");
+    shut_down(vec![one, other]).await;
+}
+
+#[actix::test]
 async fn a_peer_of_another_cluster_is_an_error_that_names_both() {
     let other = builder().cluster_id("theirs").start().await.unwrap();
     let error = builder()

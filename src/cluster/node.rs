@@ -86,6 +86,7 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         me: me.clone(),
         peers: settings.peer_addresses(),
         max_voters: settings.voters,
+        founders: settings.founders,
         connections: connections.clone(),
         wanted: wanted_receiver,
         standing,

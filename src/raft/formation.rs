@@ -3,7 +3,8 @@
 //! A new node asks the peers that it was given, and those that they name. If
 //! any belongs to a formed cluster, the node joins that one. If all of them
 //! answer and none does, the one with the lowest id asks the others for leave
-//! and forms the cluster; the others then find it formed.
+//! and forms the cluster; the others then find it formed. A peer's name may stand
+//! for several nodes, and is looked up again each time.
 //!
 //! **Invariant: of nodes that can name each other, one forms a cluster.** A
 //! founder needs the leave of every node that it knows, and nobody gives leave
@@ -51,8 +52,28 @@ pub(crate) struct OtherCluster {
     pub(crate) cluster: String,
 }
 
+/// What came of asking everybody once.
+#[derive(Default)]
+struct Round {
+    /// Names that stand for nobody, and addresses where nobody answers.
+    silent: Vec<Arc<str>>,
+    /// Members of a cluster that is formed, and which forming that was.
+    formed: Vec<(Arc<str>, u64)>,
+    others: Others,
+}
+
+/// Nodes that are new: where they were asked, and what they answered.
+type Others = BTreeMap<NodeId, (Arc<str>, HelloReply)>;
+
+/// Whether these are two clusters. Nought stands for one that is not known yet.
+fn apart(one: u64, other: u64) -> bool {
+    one != 0 && other != 0 && one != other
+}
+
 pub(crate) struct Formation {
     me: Identity,
+    /// How many nodes it takes to form a cluster, this one included.
+    founders: usize,
     connections: Connections,
     state: Mutex<State>,
 }
@@ -80,12 +101,18 @@ enum Standing {
 }
 
 impl Formation {
-    pub(crate) fn new(me: Identity, peers: &[Arc<str>], connections: Connections) -> Self {
+    pub(crate) fn new(
+        me: Identity,
+        peers: &[Arc<str>],
+        founders: usize,
+        connections: Connections,
+    ) -> Self {
         let own = BTreeSet::from([me.address.clone()]);
         let known = peers.iter().filter(|peer| !own.contains(*peer));
         let known = known.cloned().collect();
         Self {
             me,
+            founders,
             connections,
             state: Mutex::new(State {
                 known,
@@ -109,9 +136,10 @@ impl Formation {
         matches!(self.state().standing, Standing::Joining | Standing::Formed)
     }
 
-    /// A member of a cluster has been found.
-    fn joining(&self) {
+    /// A member of a cluster has been found there.
+    fn joining(&self, peer: &Arc<str>) {
         let mut state = self.state();
+        state.known.insert(peer.clone());
         if state.standing == Standing::New {
             state.standing = Standing::Joining;
         }
@@ -155,38 +183,29 @@ impl Formation {
         let mut pause = FIRST_PAUSE;
         let mut reported = Instant::now();
         while !self.is_settled() {
-            let asked = self.known();
-            let answers = join_all(asked.iter().map(|peer| self.ask(peer))).await;
-            let mut silent = Vec::new();
-            let mut others = Vec::new();
-            for (peer, answer) in asked.iter().zip(answers) {
-                match answer {
-                    None => silent.push(peer.clone()),
-                    // One of the addresses is this node's own.
-                    Some(reply) if reply.node == self.me.node.get() => {
-                        let mut state = self.state();
-                        state.known.remove(peer);
-                        state.own.insert(peer.clone());
-                    }
-                    Some(reply) if reply.cluster != *self.me.cluster => {
-                        let (peer, cluster) = (peer.clone(), reply.cluster);
-                        return Err(OtherCluster { peer, cluster });
-                    }
-                    Some(reply) if reply.formed => {
-                        self.joining();
-                        return Ok(Way::Join);
-                    }
-                    Some(reply) => others.push((peer.clone(), reply)),
+            let names = self.known();
+            let Round {
+                silent,
+                formed,
+                others,
+            } = self.ask_all(&names).await?;
+            if let [(first, formation), rest @ ..] = &formed[..] {
+                if let Some((peer, _)) = rest.iter().find(|(_, other)| apart(*other, *formation)) {
+                    return Err(self.formed_apart(peer));
                 }
+                self.joining(first);
+                return Ok(Way::Join);
             }
             let news = self.learn(&others);
-            let first = others
-                .iter()
-                .all(|(_, reply)| self.me.node.get() < reply.node);
-            if silent.is_empty() && !news && first && self.ask_for_leave(&others).await {
-                let members = others.into_iter().map(|(_, reply)| {
+            if silent.is_empty()
+                && !news
+                && self.is_first(&others)
+                && others.len() + 1 >= self.founders
+                && self.ask_for_leave(&names, &others).await
+            {
+                let members = others.into_iter().map(|(node, (_, reply))| {
                     let (address, boot) = (reply.address.into(), reply.boot);
-                    (NodeId::from(reply.node), Member { address, boot })
+                    (node, Member { address, boot })
                 });
                 let (address, boot) = (self.me.address.clone(), self.me.boot);
                 let myself = (self.me.node, Member { address, boot });
@@ -204,6 +223,68 @@ impl Formation {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(Way::Join)
+    }
+
+    /// Asks all nodes behind these names once.
+    async fn ask_all(&self, names: &[Arc<str>]) -> Result<Round, OtherCluster> {
+        let mut round = Round::default();
+        let answers = names.iter().map(|name| async {
+            let addresses = self.connections.look_up(name).await;
+            let answers = join_all(addresses.iter().map(|peer| self.ask(peer))).await;
+            addresses.into_iter().zip(answers).collect::<Vec<_>>()
+        });
+        for (name, answers) in names.iter().zip(join_all(answers).await) {
+            if answers.is_empty() {
+                round.silent.push(name.clone());
+                continue;
+            }
+            let mut own = true;
+            for (peer, answer) in answers {
+                match answer {
+                    Some(reply) if reply.node == self.me.node.get() => {
+                        self.state().own.insert(peer);
+                        continue;
+                    }
+                    None => round.silent.push(peer),
+                    Some(reply) if *reply.cluster != *self.me.cluster => {
+                        let cluster = reply.cluster;
+                        return Err(OtherCluster { peer, cluster });
+                    }
+                    Some(reply) if reply.formed => round.formed.push((peer, reply.formation)),
+                    Some(reply) => {
+                        round.others.insert(reply.node.into(), (peer, reply));
+                    }
+                }
+                own = false;
+            }
+            if own {
+                let mut state = self.state();
+                state.known.remove(name);
+                state.own.insert(name.clone());
+            }
+        }
+        Ok(round)
+    }
+
+    fn formed_apart(&self, peer: &Arc<str>) -> OtherCluster {
+        OtherCluster {
+            peer: peer.clone(),
+            cluster: format!("{} (of the same name, formed apart)", self.me.cluster),
+        }
+    }
+
+    /// Whether any peer that was configured belongs to another cluster than
+    /// this node, which has one.
+    pub(crate) async fn strangers(&self, formation: u64) -> Result<(), OtherCluster> {
+        let round = self.ask_all(&self.known()).await?;
+        match round
+            .formed
+            .iter()
+            .find(|(_, other)| apart(*other, formation))
+        {
+            Some((peer, _)) => Err(self.formed_apart(peer)),
+            None => Ok(()),
+        }
     }
 
     async fn ask(&self, peer: &Arc<str>) -> Option<HelloReply> {
@@ -224,10 +305,10 @@ impl Formation {
     }
 
     /// Takes in the peers that others have named. Whether any is new.
-    fn learn(&self, others: &[(Arc<str>, HelloReply)]) -> bool {
+    fn learn(&self, others: &Others) -> bool {
         let mut state = self.state();
         let before = state.known.len();
-        for name in others.iter().flat_map(|(_, reply)| &reply.known) {
+        for name in others.values().flat_map(|(_, reply)| &reply.known) {
             if !state.own.contains(name.as_str()) {
                 state.known.insert(name.as_str().into());
             }
@@ -235,21 +316,32 @@ impl Formation {
         state.known.len() > before
     }
 
-    async fn ask_for_leave(&self, others: &[(Arc<str>, HelloReply)]) -> bool {
+    /// Whether it is for this node to form a cluster with the others, and not
+    /// for one with a lower id, which would have to know this one.
+    fn is_first(&self, others: &Others) -> bool {
+        let state = self.state();
+        others.iter().all(|(node, (_, reply))| {
+            let mut names = reply.known.iter();
+            self.me.node < *node || !names.any(|name| state.own.contains(name.as_str()))
+        })
+    }
+
+    async fn ask_for_leave(&self, asked: &[Arc<str>], others: &Others) -> bool {
         let asked: Vec<String> = {
             let mut state = self.state();
-            let answered = others.iter().map(|(peer, _)| peer);
             // Not if leave was given to another one in the meantime.
-            if state.standing != Standing::New || !state.known.iter().eq(answered) {
+            let known = state.known.iter().all(|name| asked.contains(name));
+            if state.standing != Standing::New || !known {
                 return false;
             }
             state.standing = Standing::Founding;
             // By every name that they may have for each other and for this one.
             let names = state.known.iter().chain(&state.own).map(|name| &**name);
-            let addresses = others.iter().map(|(_, reply)| reply.address.as_str());
+            let peers = others.values();
+            let addresses = peers.flat_map(|(peer, reply)| [&**peer, &*reply.address]);
             names.chain(addresses).map(str::to_owned).collect()
         };
-        let requests = others.iter().map(|(peer, _)| {
+        let requests = others.values().map(|(peer, _)| {
             let request = FoundRequest {
                 cluster: self.me.cluster.to_string(),
                 node: self.me.node.get(),
@@ -288,7 +380,7 @@ mod tests {
             address: format!("n{node}:1").into(),
         };
         let peers: Vec<Arc<str>> = peers.iter().map(|peer| (*peer).into()).collect();
-        Formation::new(me, &peers, Connections::new(0))
+        Formation::new(me, &peers, 1, Connections::new(0))
     }
 
     fn request(node: u64, asked: &[&str]) -> FoundRequest {

@@ -133,6 +133,7 @@ pub(crate) struct Settings {
     pub(crate) me: Identity,
     pub(crate) peers: Vec<Arc<str>>,
     pub(crate) max_voters: usize,
+    pub(crate) founders: usize,
     pub(crate) connections: Connections,
     pub(crate) wanted: watch::Receiver<Wanted>,
     pub(crate) standing: watch::Sender<Standing>,
@@ -202,6 +203,7 @@ impl RaftActor {
         let formation = Formation::new(
             settings.me.clone(),
             &settings.peers,
+            settings.founders,
             settings.connections.clone(),
         );
         if formed {
@@ -254,6 +256,28 @@ impl RaftActor {
                 Err(OtherCluster { peer, cluster }) => actor.refuse(peer, cluster),
             },
         ));
+    }
+
+    /// Tells a person if peers of this node, which belongs to a cluster, belong
+    /// to another one.
+    fn look_for_strangers(&self, ctx: &mut Context<Self>) {
+        let (formation, mut agreed) = (self.formation.clone(), self.agreed.clone());
+        let asked = async move {
+            let formed = agreed.wait_for(|view| view.formation != 0).await;
+            let number = formed.ok().map(|view| view.formation)?;
+            formation.strangers(number).await.err()
+        };
+        ctx.spawn(asked.into_actor(self).map(|stranger, actor, _| {
+            if let Some(OtherCluster { peer, cluster }) = stranger {
+                warn!(
+                    node = %actor.me.node,
+                    cluster = %actor.me.cluster,
+                    %peer,
+                    other = %cluster,
+                    "a peer belongs to another cluster: they are kept apart"
+                );
+            }
+        }));
     }
 
     fn refuse(&self, peer: Arc<str>, cluster: String) {
@@ -483,7 +507,10 @@ impl Actor for RaftActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.find_cluster(ctx);
+        match self.formation.is_settled() {
+            true => self.look_for_strangers(ctx),
+            false => self.find_cluster(ctx),
+        }
         ctx.add_stream(changes(self.wanted.clone()));
         ctx.add_stream(changes(self.agreed.clone()));
         ctx.add_stream(changes(self.metrics.clone()));

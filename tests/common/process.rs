@@ -123,6 +123,12 @@ impl Process {
         assert!(self.child.wait().unwrap().success(), "{}", self.log());
     }
 
+    /// Waits until it has ended with an error, and returns what it logged.
+    pub fn failed(mut self) -> String {
+        assert!(!self.child.wait().unwrap().success(), "{}", self.log());
+        self.log()
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()
     }

@@ -1,6 +1,6 @@
 //! Nodes that die, fall silent or are cut off from a majority.
 
-use std::env;
+use std::{env, fs};
 
 use crate::node::{Node, Place, all_hear, start_all};
 
@@ -91,4 +91,28 @@ fn a_leader_that_is_killed_has_a_successor() {
         nodes.insert(victim, Node::start(&places[victim]));
         all_hear(&mut nodes, 0);
     }
+}
+
+#[test]
+fn a_cluster_whose_majority_is_gone_is_formed_anew_by_hand() {
+    let mut places = Place::some(3);
+    let mut old = start_all(&places);
+    all_hear(&mut old, 0);
+    old.into_iter().for_each(Node::kill);
+    // The machine of one comes back later, with all that it had.
+    for place in &places[..2] {
+        fs::remove_dir_all(place.data_dir()).unwrap();
+    }
+
+    places[0].peers = places[0].address.clone();
+    let mut nodes = vec![Node::start(&places[0])];
+    nodes.push(Node::start(&places[1]));
+    all_hear(&mut nodes, 0);
+
+    let stranger = Node::launch(&places[2]);
+    let log = stranger.failed();
+    assert!(log.contains("formed apart"), "{log}");
+    fs::remove_dir_all(places[2].data_dir()).unwrap();
+    nodes.push(Node::start(&places[2]));
+    all_hear(&mut nodes, 2);
 }

@@ -43,7 +43,7 @@ impl Node {
         Self::up(Self::launch(place))
     }
 
-    fn launch(place: &Place) -> Process {
+    pub(crate) fn launch(place: &Place) -> Process {
         let mut command = Command::new(program());
         command
             .args(["--addr", &place.address, "--peers", &place.peers])
@@ -117,8 +117,8 @@ impl Node {
 
 /// Where a node lives, whichever process it is.
 pub(crate) struct Place {
-    address: String,
-    peers: String,
+    pub(crate) address: String,
+    pub(crate) peers: String,
     dir: TempDir,
 }
 
