@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{signal, sync::mpsc, time::timeout};
 
-const USAGE: &str = "usage: node --addr HOST:PORT [--peers HOST:PORT,...] [--data-dir DIR] \
+const USAGE: &str = "usage: node --addr HOST:PORT [--advertise HOST:PORT] [--peers HOST:PORT,...] [--data-dir DIR] \
                      [--receive NAMESPACE] [--send NAMESPACE (default: lines)]";
 
 #[derive(Message, Serialize, Deserialize)]
@@ -41,12 +41,13 @@ struct Arguments {
 /// `None` where the usage has to be shown.
 fn arguments() -> Option<Arguments> {
     let mut words = env::args().skip(1);
-    let (mut addr, mut peers, mut data_dir) = (None, None, None);
+    let (mut addr, mut advertise, mut peers, mut data_dir) = (None, None, None, None);
     let (mut receive, mut send) = (None, "lines".to_owned());
     while let Some(word) = words.next() {
         let value = words.next()?;
         match word.as_str() {
             "--addr" => addr = Some(value),
+            "--advertise" => advertise = Some(value),
             "--peers" => peers = Some(value),
             "--data-dir" => data_dir = Some(value),
             "--receive" => receive = Some(value),
@@ -55,6 +56,9 @@ fn arguments() -> Option<Arguments> {
         }
     }
     let mut builder = Cluster::builder(addr?);
+    if let Some(address) = advertise {
+        builder = builder.advertise(address);
+    }
     if let Some(peers) = peers {
         builder = builder.peers(peers.split(','));
     }

@@ -124,6 +124,43 @@ const MUTANTS: &[Mutant] = &[
         faulty: "        self.note",
         caught_by: &["--test", "sending", "given_up"],
     },
+    Mutant {
+        name: "stand-without-asking",
+        file: "src/raft/election.rs",
+        sound: "if !is_quorum(&configs, &granted) {",
+        faulty: "if configs.is_empty() {",
+        caught_by: &["--test", "processes", "without_a_majority"],
+    },
+    Mutant {
+        name: "propose-without-a-quorum",
+        file: "src/raft/submit.rs",
+        sound: "if !self.quorum {",
+        faulty: "if false {",
+        caught_by: &["--lib", "raft::submit"],
+    },
+    Mutant {
+        name: "never-evict",
+        file: "src/raft/clocks.rs",
+        sound: "answered.elapsed() >= EVICT_AFTER",
+        faulty: "answered.elapsed() >= EVICT_AFTER * 1000",
+        caught_by: &["--test", "processes", "a_node_that_dies"],
+    },
+    Mutant {
+        name: "do-not-come-back",
+        file: "src/raft/mod.rs",
+        sound: "if !is_up || self.may_be_evicted() {",
+        faulty: "if !is_up {",
+        caught_by: &["--test", "processes", "silent_for_too_long"],
+    },
+    Mutant {
+        name: "evict-without-comparing-boots",
+        file: "src/view.rs",
+        sound: "                if self.is_up(*node, *boot) {
+                    self.remove(*node);",
+        faulty: "                if *boot != u64::MAX {
+                    self.remove(*node);",
+        caught_by: &["--lib", "view"],
+    },
 ];
 
 fn root() -> &'static Path {

@@ -208,3 +208,103 @@ impl Submitter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use openraft::{BasicNode, ServerState};
+
+    use super::*;
+    use crate::{
+        proto::Announce,
+        raft::{Storage, config, network::Network},
+    };
+
+    /// The submitter of a node that leads a cluster of its own.
+    async fn leader() -> Submitter {
+        let storage = Storage::open(None).unwrap();
+        let me = Identity {
+            cluster: "c".into(),
+            node: storage.node,
+            boot: storage.boot,
+            address: "127.0.0.1:1".into(),
+        };
+        let connections = Connections::new(1 << 20);
+        let clocks = Clocks::new();
+        let network = Network {
+            cluster: me.cluster.clone(),
+            connections: connections.clone(),
+            agreed: storage.agreed(),
+            clocks: clocks.clone(),
+        };
+        let agreed = storage.agreed();
+        let config = Arc::new(config(&me));
+        let (store, machine) = (storage.store, storage.state_machine);
+        let raft = Raft::new(me.node, config, network, store, machine).await;
+        let raft = raft.unwrap();
+        let members = [(me.node, BasicNode::new(&me.address))];
+        raft.initialize(std::collections::BTreeMap::from(members))
+            .await
+            .unwrap();
+        let mut metrics = raft.metrics();
+        let leads = metrics.wait_for(|metrics| metrics.state == ServerState::Leader);
+        leads.await.unwrap();
+        Submitter {
+            me,
+            raft,
+            metrics,
+            agreed,
+            connections,
+            contacts: Vec::new(),
+            clocks,
+            quorum: true,
+        }
+    }
+
+    fn announce(submitter: &Submitter) -> SubmitRequest {
+        SubmitRequest {
+            cluster: "c".to_owned(),
+            node: submitter.me.node.get(),
+            boot: submitter.me.boot,
+            change: Some(submit_request::Change::Announce(Announce {
+                address: "127.0.0.1:1".to_owned(),
+            })),
+            ..SubmitRequest::default()
+        }
+    }
+
+    #[actix::test]
+    async fn a_leader_without_a_quorum_writes_nothing() {
+        let mut leader = leader().await;
+        leader.quorum = false;
+        let before = leader.metrics.borrow().last_log_index;
+        let answer = leader.pass_on(announce(&leader)).await;
+        assert_eq!(answer.outcome(), Outcome::NoLeader);
+        assert_eq!(leader.metrics.borrow().last_log_index, before);
+        leader.raft.shutdown().await.unwrap();
+    }
+
+    #[actix::test]
+    async fn what_is_agreed_already_is_not_written_again() {
+        let leader = leader().await;
+        let answer = leader.pass_on(announce(&leader)).await;
+        assert_eq!(answer.outcome(), Outcome::Done);
+        let mut agreed = leader.agreed.clone();
+        let up = agreed.wait_for(|view| view.is_up(leader.me.node, leader.me.boot));
+        up.await.unwrap();
+        let before = leader.metrics.borrow().last_log_index;
+        let answer = leader.pass_on(announce(&leader)).await;
+        assert_eq!(answer.outcome(), Outcome::Done);
+        assert_eq!(leader.metrics.borrow().last_log_index, before);
+        leader.raft.shutdown().await.unwrap();
+    }
+
+    #[actix::test]
+    async fn a_leader_that_has_not_read_its_log_refuses_nobody_for_good() {
+        let leader = leader().await;
+        let mut request = announce(&leader);
+        request.formation = 7;
+        let answer = leader.pass_on(request).await;
+        assert_eq!(answer.outcome(), Outcome::NoLeader);
+        leader.raft.shutdown().await.unwrap();
+    }
+}

@@ -5,6 +5,7 @@
 
 mod membership;
 mod node;
+mod partition;
 #[path = "../common/process.rs"]
 mod process;
 

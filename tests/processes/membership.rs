@@ -61,10 +61,13 @@ fn without_a_majority_messages_flow_and_registrations_wait() {
         node.until("without a quorum", |picture| !picture.quorum);
     }
     all_hear(&mut nodes, 0);
+    let term = nodes[0].status().term;
     nodes[0].process.tell("/receive more");
     let refusal = nodes[0].process.until("not receiving more: ");
     assert!(refusal.contains("too few of its voters"), "{refusal}");
     all_hear(&mut nodes, 1);
+    // Who cannot win does not stand.
+    assert_eq!(nodes[0].status().term, term);
 
     // With the majority all the rest comes back.
     nodes.push(Node::start(&places[2]));

@@ -33,6 +33,7 @@ fn program() -> &'static Path {
 /// A process that runs the example.
 pub(crate) struct Node {
     pub(crate) process: Process,
+    pub(crate) address: String,
     pub(crate) id: String,
     pub(crate) boot: u64,
 }
@@ -44,7 +45,17 @@ impl Node {
     }
 
     pub(crate) fn launch(place: &Place) -> Process {
-        let mut command = Command::new(program());
+        let mut command = match &place.network {
+            Some(network) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", network]).arg(program());
+                command
+            }
+            None => Command::new(program()),
+        };
+        if let Some(address) = &place.advertise {
+            command.args(["--advertise", address]);
+        }
         command
             .args(["--addr", &place.address, "--peers", &place.peers])
             .args(["--receive", "lines", "--data-dir"])
@@ -57,8 +68,14 @@ impl Node {
         let line = process.until("node ");
         let words: Vec<&str> = line.split([' ', ')']).collect();
         let (id, boot) = (words[0].to_owned(), words[2].parse().unwrap());
+        let address = words.last().unwrap().to_string();
         process.until("receiving lines");
-        Self { process, id, boot }
+        Self {
+            process,
+            address,
+            id,
+            boot,
+        }
     }
 
     /// What it has received so far.
@@ -86,6 +103,7 @@ impl Node {
         let count = words[words.len() - 2].parse().unwrap();
         let nodes = (0..count).map(|_| self.process.until("  ")).collect();
         Picture {
+            term: words[0].parse().unwrap(),
             leader,
             quorum: first.contains("with a quorum"),
             nodes,
@@ -119,6 +137,10 @@ impl Node {
 pub(crate) struct Place {
     pub(crate) address: String,
     pub(crate) peers: String,
+    /// Where the others reach it, if not there.
+    pub(crate) advertise: Option<String>,
+    /// The network namespace that it runs in.
+    pub(crate) network: Option<String>,
     dir: TempDir,
 }
 
@@ -129,6 +151,8 @@ impl Place {
         let place = |address: &String| Self {
             address: address.clone(),
             peers: addresses.join(","),
+            advertise: None,
+            network: None,
             dir: tempfile::tempdir().unwrap(),
         };
         addresses.iter().map(place).collect()
@@ -165,6 +189,7 @@ pub(crate) fn all_hear(nodes: &mut [Node], speaker: usize) {
 /// What a node shows as its status.
 #[derive(Debug)]
 pub(crate) struct Picture {
+    pub(crate) term: u64,
     pub(crate) leader: String,
     pub(crate) quorum: bool,
     nodes: Vec<String>,
