@@ -206,6 +206,16 @@ impl Builder {
         if settings.window == 0 {
             return Err(config("window", "it has to be at least 1"));
         }
+        for (setting, limit) in [
+            ("outbox", settings.limits.outbox_messages),
+            ("outbox", settings.limits.outbox_bytes),
+            ("window_bytes", settings.limits.window_bytes),
+            ("max_message", settings.limits.max_message),
+        ] {
+            if limit == 0 {
+                return Err(config(setting, "it has to be at least 1"));
+            }
+        }
         if settings.limits.max_message > u32::MAX as usize - (1 << 20) {
             return Err(config("max_message", "it has to be less than 4 GiB"));
         }

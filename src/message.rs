@@ -75,6 +75,9 @@ impl<M: RemoteMessage> Body<M> {
     }
 }
 
+/// How much is told of why a message cannot be read or written.
+const REASON_BYTES: usize = 256;
+
 fn unreadable(expected: &str, reason: &str) -> String {
     format!("it does not decode to {expected}: {reason}")
 }
@@ -94,9 +97,18 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 /// it was about, nothing is used afterwards.
 fn unless_it_panics<T, E: Display>(code: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(code)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
+        Ok(result) => result.map_err(|error| shortened(error.to_string())),
         Err(_) => Err("its own code panicked".to_owned()),
     }
+}
+
+/// What a (de)serializer says may quote all of the message, and travels.
+fn shortened(mut reason: String) -> String {
+    if reason.len() > REASON_BYTES {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES));
+        reason.push('…');
+    }
+    reason
 }
 
 /// The name under which a type is compared between nodes: its own, with the
@@ -161,6 +173,13 @@ mod tests {
         let note = "x".to_owned();
         let old: Old = decode(&encode(&New { id: 8, note }).unwrap()).unwrap();
         assert_eq!(old.id, 8);
+    }
+
+    #[test]
+    fn a_reason_does_not_quote_a_whole_message() {
+        let long = encode(&"é".repeat(100_000)).unwrap();
+        let reason = decode::<u32>(&long).unwrap_err();
+        assert!(reason.len() < 2 * REASON_BYTES, "{}", reason.len());
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! What other nodes ask of this one: control goes to the Raft actor, links to
 //! the inbox.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use actix::{Addr, MailboxError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,6 +30,8 @@ pub(crate) struct Server {
     pub(crate) max_reply: usize,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
+    /// The latest link from each node; it ends an earlier one.
+    pub(crate) links: Mutex<HashMap<NodeId, Arc<Incoming>>>,
     /// Ends them.
     pub(crate) stop: CancellationToken,
 }
@@ -76,6 +81,7 @@ impl peer_server::Peer for Server {
         let rpc = Rpc {
             kind: request.kind(),
             body: request.body,
+            without_quorum: request.without_quorum,
         };
         match self.raft().send(rpc).await.map_err(stopped)? {
             Ok(body) => Ok(Response::new(RaftReply { body })),
@@ -103,6 +109,7 @@ impl peer_server::Peer for Server {
         incoming.answer(answer);
         if answer == Answer::Welcome {
             info!(node = %self.me.node, peer = %incoming.peer, "incoming link opened");
+            self.replace(&incoming);
             self.follow(incoming.clone(), frames);
         } else {
             debug!(node = %self.me.node, peer = %incoming.peer, ?answer, "refused a link");
@@ -127,6 +134,18 @@ impl Server {
         }
     }
 
+    /// Ends an earlier link of the same node: it has given that one up.
+    fn replace(&self, incoming: &Arc<Incoming>) {
+        let mut links = self
+            .links
+            .lock()
+            .expect("no panic while links are replaced");
+        links.retain(|_, link| !link.is_over());
+        if let Some(earlier) = links.insert(incoming.peer, incoming.clone()) {
+            earlier.end();
+        }
+    }
+
     /// Reads a link until it ends.
     fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
         let inbox = self.inbox.clone();
@@ -138,6 +157,7 @@ impl Server {
                 let frame = tokio::select! {
                     frame = frames.message() => frame,
                     () = stop.cancelled() => break,
+                    () = incoming.over() => break,
                 };
                 match frame {
                     Ok(Some(frame)) => {

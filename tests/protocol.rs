@@ -226,6 +226,7 @@ async fn control_requests_that_make_no_sense_are_errors() {
         target: node.status().node.get(),
         kind: proto::raft_request::Kind::Append.into(),
         body: Bytes::from_static(b"nonsense"),
+        without_quorum: false,
     };
     let unknown_kind = RaftRequest {
         kind: 99,

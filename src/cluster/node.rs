@@ -44,6 +44,9 @@ use crate::{
 /// have ended by then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the peers may take to end their links to a node that leaves.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// What the handle of a node is made of.
 pub(super) struct Parts {
     pub(super) node: Arc<Node>,
@@ -57,8 +60,10 @@ pub(super) struct Running {
     commands: mpsc::UnboundedReceiver<Shutdown>,
     raft: Addr<RaftActor>,
     connections: Connections,
-    /// The links of both directions.
+    /// The links to other nodes.
     tasks: TaskTracker,
+    /// The links from other nodes.
+    incoming: TaskTracker,
     server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
@@ -96,7 +101,7 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         .map_err(|error| storage_error(&settings, error))?;
 
     let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let (tasks, incoming) = (TaskTracker::new(), TaskTracker::new());
     let arbiter = Arbiter::current();
     let inbox = Arc::new(Inbox::new(wanted));
     let links = Links::new(
@@ -111,7 +116,8 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         raft: raft.clone(),
         inbox: inbox.clone(),
         max_reply: settings.limits.max_message,
-        tasks: tasks.clone(),
+        tasks: incoming.clone(),
+        links: Mutex::default(),
         stop: stop.clone(),
     })
     .max_decoding_message_size(connections.max_frame())
@@ -141,6 +147,7 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
         raft,
         connections,
         tasks,
+        incoming,
         server,
     };
     let parts = Parts {
@@ -246,7 +253,8 @@ impl Running {
             outbox.follow(&view);
         }
         let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));
-        let _ = tokio::time::timeout_at(deadline, drained).await;
+        // A receiver that stalls must not take the time that handlers need.
+        let _ = timeout(node.settings.drain_timeout / 2, drained).await;
 
         // What was handed back to this node's own outboxes in the meantime has
         // nowhere to go but to others.
@@ -267,6 +275,10 @@ impl Running {
         if self.raft.clone().send(LeaveCluster).await.is_err() {
             warn!(node = %node.me.node, "Raft had stopped before the node left");
         }
+        // The peers learn of it and end their links, when all that they had sent
+        // is answered.
+        self.incoming.close();
+        let _ = timeout(LINGER, self.incoming.wait()).await;
         match (undelivered, unanswered, handling) {
             (0, 0, 0) => Ok(()),
             _ => Err(ShutdownError {
@@ -293,8 +305,10 @@ impl Running {
         if self.raft.clone().send(StopRaft).await.is_err() {
             warn!(node = %node.me.node, "Raft had stopped before the node");
         }
-        self.tasks.close();
-        self.tasks.wait().await;
+        for tasks in [&self.tasks, &self.incoming] {
+            tasks.close();
+            tasks.wait().await;
+        }
         self.connections.keep(|_| false);
         if let Some(mut server) = self.server.take() {
             match timeout(CLOSE_TIMEOUT, &mut server).await {
@@ -304,6 +318,18 @@ impl Running {
                 Err(_) => server.abort(),
             }
         }
+    }
+}
+
+/// However it ends, be it with its arbiter, nobody waits for it in vain.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.node.stop.cancel();
+        for outbox in self.node.close_outboxes() {
+            outbox.abandon();
+        }
+        self.node.inbox.close();
+        self.node.dead_letters.close();
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::task::AtomicWaker;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{FRAME_BYTES, MESSAGE_OVERHEAD, Verdict};
@@ -17,6 +18,9 @@ use crate::{
     proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
     view::NodeId,
 };
+
+/// How many namespaces one peer may send to.
+const MAX_CHANNELS: usize = 1 << 16;
 
 /// Where the messages of one namespace go on this node.
 pub(crate) trait Inlet: Send + Sync {
@@ -34,6 +38,8 @@ pub(crate) struct Incoming {
     shared: Mutex<Shared>,
     /// Wakes the stream of replies when there is something to say.
     replies: AtomicWaker,
+    /// Nothing more is read or heard.
+    over: CancellationToken,
 }
 
 #[derive(Default)]
@@ -44,7 +50,6 @@ struct Shared {
     replies: Vec<proto::Reply>,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
-    ended: bool,
 }
 
 #[derive(Default)]
@@ -61,6 +66,7 @@ impl Incoming {
             max_reply,
             shared: Mutex::default(),
             replies: AtomicWaker::new(),
+            over: CancellationToken::new(),
         })
     }
 
@@ -87,8 +93,17 @@ impl Incoming {
 
     /// Ends the stream of replies once what was gathered has been said.
     pub(crate) fn end(&self) {
-        self.shared().ended = true;
+        self.over.cancel();
         self.replies.wake();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    /// Resolves when the link has ended.
+    pub(crate) async fn over(&self) {
+        self.over.cancelled().await;
     }
 
     /// Tells the peer that nobody receives a namespace here.
@@ -139,7 +154,7 @@ impl Lane {
 
     /// Whether nobody listens to verdicts any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.incoming.shared().ended
+        self.incoming.is_over()
     }
 
     pub(crate) fn grant(&self, window: u32, refusal: String) {
@@ -194,9 +209,6 @@ impl Shared {
 
     /// Adds a verdict, to the last range where it goes on there.
     fn settle(&mut self, channel: u32, sequence: u64, kind: verdict::Kind, reason: String) {
-        if let Some(under_way) = self.under_way.get_mut(&channel) {
-            under_way.messages = under_way.messages.saturating_sub(1);
-        }
         if let Some(last) = self.verdicts.last_mut()
             && last.channel == channel
             && last.kind() == kind
@@ -228,6 +240,12 @@ impl Shared {
         });
         // One goes in any case.
         let count = over.map_or(self.replies.len(), |over| over.max(1));
+        // A peer that reads no verdicts gets no credit by them.
+        for verdict in &self.verdicts {
+            if let Some(under_way) = self.under_way.get_mut(&verdict.channel) {
+                under_way.messages = under_way.messages.saturating_sub(verdict.count);
+            }
+        }
         LinkReply {
             opened: self.answer.take().map(|answer| Opened {
                 answer: answer.into(),
@@ -255,7 +273,7 @@ impl Stream for Replies {
         if !shared.is_idle() {
             return Poll::Ready(Some(Ok(shared.frame())));
         }
-        match shared.ended {
+        match self.incoming.is_over() {
             true => Poll::Ready(None),
             false => Poll::Pending,
         }
@@ -265,7 +283,7 @@ impl Stream for Replies {
 /// The peer has gone, or its stream was cut.
 impl Drop for Replies {
     fn drop(&mut self) {
-        self.incoming.shared().ended = true;
+        self.incoming.over.cancel();
     }
 }
 
@@ -278,6 +296,12 @@ pub(crate) enum ProtocolError {
     UnknownChannel { channel: u32 },
     #[error("more messages of the channel {channel} than were granted")]
     NotGranted { channel: u32 },
+    #[error("messages of the channel {channel} beyond the last number")]
+    NoSuchNumber { channel: u32 },
+    #[error("the channel {channel} for a namespace that has another one")]
+    SecondChannel { channel: u32 },
+    #[error("more than {MAX_CHANNELS} channels")]
+    TooManyChannels,
 }
 
 /// The channels of one incoming link, and where they lead.
@@ -285,6 +309,8 @@ pub(crate) struct Channels<Find> {
     incoming: Arc<Incoming>,
     find: Find,
     known: HashMap<u32, Option<Leads>>,
+    /// The channel of each namespace.
+    by_namespace: HashMap<String, u32>,
 }
 
 /// Where a channel leads, and where the answers go.
@@ -297,6 +323,7 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             incoming,
             find,
             known: HashMap::new(),
+            by_namespace: HashMap::new(),
         }
     }
 
@@ -306,10 +333,13 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             return Err(ProtocolError::OpenedAgain);
         }
         for channel in frame.channels {
-            self.declare(channel);
+            self.declare(channel)?;
         }
         for run in frame.runs {
             let channel = run.channel;
+            if run.first.checked_add(run.messages.len() as u64).is_none() {
+                return Err(ProtocolError::NoSuchNumber { channel });
+            }
             match self.known.get(&channel) {
                 None => return Err(ProtocolError::UnknownChannel { channel }),
                 Some(target) => {
@@ -324,7 +354,15 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
         Ok(())
     }
 
-    fn declare(&mut self, channel: proto::Channel) {
+    fn declare(&mut self, channel: proto::Channel) -> Result<(), ProtocolError> {
+        let known = self.by_namespace.entry(channel.namespace.clone());
+        if *known.or_insert(channel.id) != channel.id {
+            let channel = channel.id;
+            return Err(ProtocolError::SecondChannel { channel });
+        }
+        if self.by_namespace.len() > MAX_CHANNELS {
+            return Err(ProtocolError::TooManyChannels);
+        }
         let target = (self.find)(&channel.namespace).map(|inlet| {
             let lane = Lane::new(self.incoming.clone(), channel.id, channel.label.into());
             (inlet, lane)
@@ -334,5 +372,6 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             None => self.incoming.refuse(channel.id),
         }
         self.known.insert(channel.id, target);
+        Ok(())
     }
 }

@@ -33,6 +33,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the peer may take to answer the first frame.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a peer that leaves may take to answer what it was sent.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Where a peer is, and in which boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
@@ -100,7 +103,7 @@ impl Links {
                 true
             }
             None => {
-                link.stop.cancel();
+                link.finish();
                 false
             }
         });
@@ -121,6 +124,7 @@ pub(crate) struct Link {
     peer: NodeId,
     target: watch::Sender<Target>,
     stop: CancellationToken,
+    finishing: CancellationToken,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
     writer: AtomicWaker,
@@ -137,6 +141,8 @@ struct Shared {
     /// How many of them the peer has been told of on this stream.
     declared: usize,
     queue: VecDeque<Queued>,
+    /// The peer has left: nothing more is written than is here.
+    finishing: bool,
 }
 
 struct Channel {
@@ -179,12 +185,14 @@ impl Link {
             peer,
             target: watch::Sender::new(target),
             stop,
+            finishing: CancellationToken::new(),
             shared: Mutex::new(Shared {
                 up: false,
                 stream: 0,
                 channels: Vec::new(),
                 declared: 0,
                 queue: VecDeque::new(),
+                finishing: false,
             }),
             writer: AtomicWaker::new(),
         }
@@ -259,16 +267,38 @@ impl Link {
         Ok(())
     }
 
+    /// Ends the link in order: no more is sent, and what the peer still has to
+    /// say is heard, until it ends the stream or its time is over.
+    fn finish(&self) {
+        let mut shared = self.shared();
+        shared.finishing = true;
+        let up = shared.up;
+        drop(shared);
+        match up {
+            true => self.finishing.cancel(),
+            false => self.stop.cancel(),
+        }
+        self.writer.wake();
+    }
+
     /// Keeps the stream open until the link is stopped.
     async fn run(self: Arc<Self>, me: Identity, connections: Connections) {
         let mut target = self.target.subscribe();
         let mut pause = FIRST_PAUSE;
         let mut reported = false;
         loop {
+            let finished = async {
+                self.finishing.cancelled().await;
+                sleep(FINISH_TIMEOUT).await;
+            };
             let broken = tokio::select! {
                 () = self.stop.cancelled() => break,
+                () = finished => break,
                 broken = self.stream(&me, &connections, &mut target) => broken,
             };
+            if self.finishing.is_cancelled() {
+                break;
+            }
             let was_up = self.lose();
             if was_up || !reported {
                 warn!(node = %me.node, peer = %self.peer, reason = %broken, "link down");
@@ -447,6 +477,7 @@ impl Stream for Writer {
         }
         match shared.up.then(|| shared.frame()).flatten() {
             Some(frame) => Poll::Ready(Some(frame)),
+            None if shared.finishing => Poll::Ready(None),
             None => {
                 // Under the lock: whatever is pushed from now on wakes it, and
                 // no writer of an old stream comes in between.

@@ -228,7 +228,7 @@ impl<M: RemoteMessage> Outbox<M> {
 
     /// Hands the message over, or lets it wait. A message that goes to another
     /// node is encoded first, without the lock; so is one that waits, unless
-    /// this node itself may turn out to receive it.
+    /// this node alone receives.
     fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), Box<Unsent<M>>> {
         loop {
             let mut state = self.state();
@@ -344,9 +344,15 @@ impl<M: RemoteMessage> Outbox<M> {
         }
     }
 
-    /// Lets a message wait again that no recipient has seen.
-    pub(super) fn offer_again(&self, state: &mut State<M>, parcel: Parcel<M>) {
-        if parcel.failed {
+    /// Lets a message wait again that no recipient has seen, if there is time.
+    pub(super) fn offer_again(&self, state: &mut State<M>, mut parcel: Parcel<M>) {
+        let default = self.limits().send_timeout;
+        if parcel.expires(default) <= Instant::now() {
+            let error = DeliveryError::Timeout {
+                waited: parcel.timeout(default),
+                maybe_delivered: false,
+            };
+            self.fail(&mut state.traffic, &mut parcel, error);
             return;
         }
         self.note_deadline(state, &parcel);
@@ -481,11 +487,13 @@ impl<M: RemoteMessage> State<M> {
         }
     }
 
-    /// Whether the next message may go to a recipient of this node, which gets
-    /// it unencoded.
+    /// Whether a message that waits will go to a recipient of this node, which
+    /// gets it unencoded. Where it may go to another node as well, its sender
+    /// encodes it, for later that would hold up the namespace.
     fn may_stay(&self) -> bool {
-        let mut lanes = self.lanes.iter();
-        lanes.any(|lane| lane.is_local() && lane.window > 0)
+        let (mut local, mut agreed) = (self.lanes.iter(), self.lanes.iter());
+        local.any(|lane| lane.is_local() && lane.window > 0)
+            && !agreed.any(|lane| lane.agreed && !lane.is_local())
     }
 
     fn next_order(&mut self) -> u64 {

@@ -67,7 +67,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         Box::pin(poll_fn(|cx| {
             let mut state = self.state();
             let hopeless = !state.lanes.iter().any(|lane| lane.agreed);
-            let settled = state.lanes.iter().all(Lane::is_idle);
+            let settled = state.lanes.iter().all(|lane| lane.pending() == 0);
             if settled && (hopeless || state.waiting.is_empty()) {
                 return Poll::Ready(());
             }

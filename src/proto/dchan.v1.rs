@@ -170,6 +170,9 @@ pub struct RaftRequest {
     /// The request in MessagePack.
     #[prost(bytes = "bytes", tag = "4")]
     pub body: ::prost::bytes::Bytes,
+    /// Whether the sender leads without having a quorum.
+    #[prost(bool, tag = "5")]
+    pub without_quorum: bool,
 }
 /// Nested message and enum types in `RaftRequest`.
 pub mod raft_request {

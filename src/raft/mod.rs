@@ -20,7 +20,7 @@ mod types;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -187,6 +187,7 @@ impl RaftActor {
             connections: settings.connections.clone(),
             agreed: agreed.clone(),
             clocks: Clocks::new(),
+            without_quorum: Arc::default(),
         };
         let raft = Raft::new(
             settings.me.node,
@@ -311,6 +312,10 @@ impl RaftActor {
             (false, Some(_)) => self.led_since = None,
             _ => {}
         }
+        let without = self.leads() && !self.has_quorum();
+        self.network
+            .without_quorum
+            .store(without, Ordering::Relaxed);
     }
 
     fn publish_standing(&mut self) {

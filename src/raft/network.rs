@@ -1,6 +1,13 @@
 //! Raft's RPCs to other nodes, over the connections that everything shares.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{
     AnyError, BasicNode, RaftNetwork, RaftNetworkFactory,
@@ -31,6 +38,9 @@ pub(crate) struct Network {
     /// Says where a node is now; the membership, where it was when it joined.
     pub(crate) agreed: watch::Receiver<Arc<View>>,
     pub(super) clocks: Clocks,
+    /// Whether this node leads and has no quorum, which its followers should
+    /// know.
+    pub(super) without_quorum: Arc<AtomicBool>,
 }
 
 impl Network {
@@ -90,6 +100,7 @@ impl Connection {
             target: self.target.get(),
             kind: kind.into(),
             body: body.into(),
+            without_quorum: self.network.without_quorum.load(Ordering::Relaxed),
         };
         let reply = within(option.hard_ttl(), peer.raft(request)).await?;
         self.network.clocks.answered(self.target);

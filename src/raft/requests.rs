@@ -65,6 +65,8 @@ impl Handler<Submit> for RaftActor {
 pub(crate) struct Rpc {
     pub(crate) kind: raft_request::Kind,
     pub(crate) body: Bytes,
+    /// The sender leads without a quorum: to hear from it says nothing.
+    pub(crate) without_quorum: bool,
 }
 
 /// Why a Raft RPC could not be answered.
@@ -81,7 +83,12 @@ pub(crate) enum RpcError {
 impl Handler<Rpc> for RaftActor {
     type Result = ResponseFuture<Result<Bytes, RpcError>>;
 
-    fn handle(&mut self, Rpc { kind, body }: Rpc, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, rpc: Rpc, _: &mut Self::Context) -> Self::Result {
+        let Rpc {
+            kind,
+            body,
+            without_quorum,
+        } = rpc;
         let raft = self.raft.clone();
         let heard = self.heard(&self.metrics.borrow());
         let store = self.store.clone();
@@ -90,7 +97,9 @@ impl Handler<Rpc> for RaftActor {
             match kind {
                 raft_request::Kind::Append => {
                     let result = raft.append_entries(rmp_serde::from_slice(&body)?).await;
-                    if !matches!(result, Err(_) | Ok(AppendEntriesResponse::HigherVote(_))) {
+                    let follows =
+                        !matches!(result, Err(_) | Ok(AppendEntriesResponse::HigherVote(_)));
+                    if follows && !without_quorum {
                         heard_leader.send_replace(Some(Instant::now()));
                     }
                     encoded(&result)

@@ -235,6 +235,7 @@ mod tests {
             connections: connections.clone(),
             agreed: storage.agreed(),
             clocks: clocks.clone(),
+            without_quorum: Arc::default(),
         };
         let agreed = storage.agreed();
         let config = Arc::new(config(&me));
