@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use dchan::{DeliveryError, prelude::*};
@@ -261,6 +261,31 @@ async fn a_message_that_was_given_up_is_not_offered_again() {
     next.await.unwrap();
     drop(receiver);
     shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn what_comes_back_after_its_deadline_is_not_offered_again() {
+    let timeout = Duration::from_millis(100);
+    let first = builder().send_timeout(timeout).start().await.unwrap();
+    let peer = [first.status().address];
+    let second = builder().peers(peer).start().await.unwrap();
+    let events = first.namespace::<Event>("events");
+    let stalled = events.receiver(1);
+    stalled.ready().await.unwrap();
+    let sent = Instant::now();
+    events.do_send(Event(1));
+    while sent.elapsed() <= timeout {
+        actix_rt::time::sleep(timeout).await;
+    }
+    let mut other = second.namespace::<Event>("events").receiver(1);
+    other.ready().await.unwrap();
+    until_received(std::slice::from_ref(&first), "events", 2).await;
+    stalled.close().await.unwrap();
+    events.do_send(Event(2));
+    assert_eq!(other.next().await, Some(Event(2)));
+    assert_eq!(first.status().traffic.dead_letters.timeout, 1);
+    drop(other);
+    shut_down(vec![first, second]).await;
 }
 
 #[actix::test]

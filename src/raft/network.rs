@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    iter::successors,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,7 +16,7 @@ use openraft::{
         Infallible, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError,
         Unreachable,
     },
-    network::RPCOption,
+    network::{Backoff, RPCOption},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest,
         InstallSnapshotResponse, VoteRequest, VoteResponse,
@@ -30,6 +31,11 @@ use crate::{
     transport::Connections,
     view::{NodeId, View},
 };
+
+/// The pauses between two attempts to reach a node that does not answer: the
+/// first one, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(crate) struct Network {
@@ -149,6 +155,13 @@ impl RaftNetwork<TypeConfig> for Connection {
         RPCError<NodeId, BasicNode, RaftError<NodeId, InstallSnapshotError>>,
     > {
         self.call(Kind::Snapshot, &request, option).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        let pauses = successors(Some(FIRST_PAUSE), |pause| {
+            Some((*pause * 2).min(LONGEST_PAUSE))
+        });
+        Backoff::new(pauses)
     }
 
     async fn vote(
