@@ -195,7 +195,6 @@ impl Store {
         }
     }
 
-    /// The last snapshot: its description and what it holds.
     /// The last entry that the log has, or had before it was purged.
     pub(crate) fn last_log_id(&self) -> Result<Option<LogId>, StoreError> {
         match self.last_entry()? {
@@ -204,17 +203,24 @@ impl Store {
         }
     }
 
+    /// The last snapshot: its description and what it holds.
     pub(crate) fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
         self.get(SNAPSHOT)
     }
 
+    /// Keeps a snapshot, unless a later one is there: one that was being made
+    /// may be overtaken by one from the leader, and the log is purged up to that.
     pub(crate) async fn save_snapshot(
         &self,
         meta: SnapshotMeta,
         content: Vec<u8>,
     ) -> Result<(), StoreError> {
         self.write(Durability::Immediate, move |transaction| {
-            put(transaction, SNAPSHOT, &(meta, content))
+            let stored = get::<(SnapshotMeta, Vec<u8>)>(transaction, SNAPSHOT)?;
+            match stored {
+                Some((stored, _)) if stored.last_log_id > meta.last_log_id => Ok(()),
+                _ => put(transaction, SNAPSHOT, &(meta, content)),
+            }
         })
         .await
     }
@@ -363,7 +369,10 @@ impl RaftLogStorage<TypeConfig> for Store {
 
 #[cfg(test)]
 mod tests {
-    use openraft::testing::{StoreBuilder, Suite};
+    use openraft::{
+        CommittedLeaderId,
+        testing::{StoreBuilder, Suite},
+    };
     use tempfile::TempDir;
 
     use super::{super::state_machine::StateMachine, *};
@@ -416,6 +425,20 @@ mod tests {
             Store::open(Some(dir.path())),
             Err(StoreError::InUse)
         ));
+    }
+
+    #[tokio::test]
+    async fn an_earlier_snapshot_does_not_replace_a_later_one() {
+        let (store, _) = Store::open(None).unwrap();
+        let meta = |index| SnapshotMeta {
+            last_log_id: Some(LogId::new(CommittedLeaderId::new(1, NodeId(1)), index)),
+            ..SnapshotMeta::default()
+        };
+        store.save_snapshot(meta(7), vec![7]).await.unwrap();
+        store.save_snapshot(meta(5), vec![5]).await.unwrap();
+        assert_eq!(store.snapshot().unwrap().unwrap().1, [7]);
+        store.save_snapshot(meta(9), vec![9]).await.unwrap();
+        assert_eq!(store.snapshot().unwrap().unwrap().1, [9]);
     }
 
     #[test]
