@@ -270,20 +270,31 @@ async fn what_comes_back_after_its_deadline_is_not_offered_again() {
     let peer = [first.status().address];
     let second = builder().peers(peer).start().await.unwrap();
     let events = first.namespace::<Event>("events");
-    let stalled = events.receiver(1);
+    let stalled = events.receiver(8);
     stalled.ready().await.unwrap();
-    let sent = Instant::now();
-    events.do_send(Event(1));
-    while sent.elapsed() <= timeout {
+    events.do_send(Event(0));
+    until("it has one", || first.status().traffic.under_way == 1).await;
+    let mut other = second.namespace::<Event>("events").receiver(8);
+    other.ready().await.unwrap();
+    // Until one gets there: whatever came before is with the stalled one.
+    let mut sent = 1;
+    let arrived = loop {
+        events.do_send(Event(sent));
+        sent += 1;
+        let patience = Duration::from_millis(10);
+        if let Ok(arrived) = actix_rt::time::timeout(patience, other.next()).await {
+            break arrived.unwrap();
+        }
+    };
+    assert_eq!(arrived, Event(sent - 1));
+    let last = Instant::now();
+    while last.elapsed() <= timeout {
         actix_rt::time::sleep(timeout).await;
     }
-    let mut other = second.namespace::<Event>("events").receiver(1);
-    other.ready().await.unwrap();
-    until_received(std::slice::from_ref(&first), "events", 2).await;
     stalled.close().await.unwrap();
-    events.do_send(Event(2));
-    assert_eq!(other.next().await, Some(Event(2)));
-    assert_eq!(first.status().traffic.dead_letters.timeout, 1);
+    assert_eq!(first.status().traffic.dead_letters.timeout, sent - 1);
+    events.do_send(Event(99));
+    assert_eq!(other.next().await, Some(Event(99)));
     drop(other);
     shut_down(vec![first, second]).await;
 }

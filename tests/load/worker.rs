@@ -9,6 +9,7 @@
 //! | `deliver SECONDS` | sends as fast as it is taken, and awaits each | see [`Outcomes`] |
 //! | `idle` | waits until nothing is under way any more | `idle` |
 //! | `receivers` | | `receivers COUNT`: of how many nodes it knows that receive |
+//! | `leader` | | `leader NODE` |
 //! | `report` | | see [`Report`] |
 //! | `end` | leaves the cluster | `ended` |
 
@@ -225,6 +226,13 @@ async fn obey(cluster: Cluster) {
                 println!(
                     "receivers {}",
                     receivers.get("items").map_or(0, |nodes| nodes.len())
+                );
+            }
+            "leader" => {
+                let leader = cluster.status().leader;
+                println!(
+                    "leader {}",
+                    leader.map_or_else(String::new, |leader| leader.to_string())
                 );
             }
             "end" => break,
