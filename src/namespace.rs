@@ -225,7 +225,8 @@ impl<M: RemoteMessage> Namespace<M> {
     /// Up to 64 messages are in its hands at a time, from when they are put into
     /// its mailbox until they have been handled. When its actor is found to be
     /// stopped the registration ends. Prefer [`register`](Self::register),
-    /// which notices at once and is faster.
+    /// which notices at once and is faster. What is in a mailbox when its actor
+    /// stops is gone, as always in actix, though it counts as accepted.
     pub fn subscribe(&self, recipient: Recipient<M>) -> Registration {
         let seat = self.core.channel.add(1);
         let registration = self.registration(&seat);

@@ -4,12 +4,15 @@ mod common;
 
 use std::{
     net::TcpListener,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use common::*;
 use dchan::{Cluster, Runtime, prelude::*};
 use futures_util::{StreamExt, future::join_all};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 #[actix::test]
 async fn a_shutdown_frees_the_port_and_ends_the_thread() {
@@ -113,6 +116,54 @@ async fn a_receiver_that_shuts_down_hands_back_what_it_has_not_begun() {
     }
     drop((stalled, reader));
     shut_down(nodes).await;
+}
+
+/// Asks for a reply that takes a while to travel.
+#[derive(Message, Serialize, Deserialize)]
+#[rtype(result = "Record")]
+struct Fetch;
+
+#[derive(Serialize, Deserialize)]
+struct Record(#[serde(with = "serde_bytes")] Vec<u8>);
+
+/// Replies when it is told to.
+struct Archive(Arc<Notify>);
+
+impl Actor for Archive {
+    type Context = Context<Self>;
+}
+
+impl Handler<Fetch> for Archive {
+    type Result = ResponseFuture<Record>;
+
+    fn handle(&mut self, _: Fetch, _: &mut Context<Self>) -> Self::Result {
+        let told = self.0.clone();
+        Box::pin(async move {
+            told.notified().await;
+            Record(vec![7; 40 << 20])
+        })
+    }
+}
+
+#[actix::test]
+async fn a_reply_on_its_way_from_a_node_that_leaves_arrives() {
+    // The one that asks leads, and so is the first to know that the other left.
+    let first = builder().start().await.unwrap();
+    let peer = [first.status().address];
+    let second = builder().peers(peer).start().await.unwrap();
+    let told = Arc::new(Notify::new());
+    let archive = Archive(told.clone()).start();
+    let theirs = second.namespace::<Fetch>("archive");
+    let registration = theirs.subscribe(archive.recipient());
+    registration.ready().await.unwrap();
+
+    let reply = first.namespace::<Fetch>("archive").send(Fetch);
+    until("it is asked", || first.status().traffic.under_way == 1).await;
+    let left = actix::spawn(second.shutdown());
+    told.notify_one();
+    assert_eq!(reply.await.unwrap().0.len(), 40 << 20);
+    left.await.unwrap().unwrap();
+    first.shutdown().await.unwrap();
 }
 
 #[actix::test]

@@ -122,6 +122,13 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &["--test", "sending", "after_its_deadline"],
     },
     Mutant {
+        name: "cut-links-to-who-leaves",
+        file: "src/link/outgoing.rs",
+        sound: "                link.finish();",
+        faulty: "                link.stop.cancel();",
+        caught_by: &["--test", "ending", "a_reply_on_its_way"],
+    },
+    Mutant {
         name: "stand-without-asking",
         file: "src/raft/election.rs",
         sound: "if !is_quorum(&configs, &granted) {",

@@ -345,6 +345,15 @@ impl<M: RemoteMessage> Channel<M> {
             .origins
             .retain(|known| known.upgrade().is_some_and(|known| !known.is_gone()));
         state.origins.push(Arc::downgrade(&origin));
+        // What links that have ended left behind still arrives, but a window's
+        // worth at most: a link that breaks time after time must not fill the
+        // memory. Its sender counts all of that as unknown.
+        let mut left = self.window;
+        state.backlog.retain(|arrived| {
+            let keep = left > 0 || !arrived.origin.is_gone();
+            left = left.saturating_sub(u32::from(arrived.origin.is_gone()));
+            keep
+        });
         drop(state);
         origin.grant(if open { self.window } else { 0 });
     }
