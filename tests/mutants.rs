@@ -151,7 +151,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "do-not-come-back",
-        file: "src/raft/mod.rs",
+        file: "src/raft/propose.rs",
         sound: "if !is_up || self.may_be_evicted() {",
         faulty: "if !is_up {",
         caught_by: &["--test", "processes", "silent_for_too_long"],

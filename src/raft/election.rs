@@ -17,10 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{
-    RaftActor,
-    types::{LogId, Metrics},
-};
+use super::{RaftActor, types::LogId};
 use crate::view::NodeId;
 
 /// After so long a silence a voter stands for election: drawn anew from this
@@ -133,15 +130,6 @@ impl RaftActor {
                 .into_actor(self)
                 .map(|_, actor, _| actor.election.put_off()),
         );
-    }
-
-    /// When a leader with a quorum was last heard of, be it this node.
-    pub(super) fn heard(&self, metrics: &Metrics) -> Option<Instant> {
-        let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
-        match acknowledged {
-            Some(ago) => Instant::now().checked_sub(ago),
-            None => *self.heard_leader.borrow(),
-        }
     }
 }
 

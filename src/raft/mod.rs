@@ -11,26 +11,23 @@ mod formation;
 mod membership;
 mod network;
 mod policy;
+mod propose;
 mod requests;
+mod standing;
 mod state_machine;
 mod store;
 mod submit;
 mod types;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use actix::prelude::*;
-use openraft::{Config, ServerState, SnapshotPolicy};
+use openraft::{Config, SnapshotPolicy};
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, timeout},
 };
-use tracing::{debug, error, info, warn};
+use tracing::warn;
 
 use self::{
     clocks::Clocks,
@@ -39,18 +36,19 @@ use self::{
     network::Network,
     state_machine::StateMachine,
     store::Store,
-    submit::{SUBMIT_TIMEOUT, Submitter},
+    submit::SUBMIT_TIMEOUT,
     types::{Metrics, Raft},
 };
 pub(crate) use self::{
     formation::OtherCluster,
     requests::{Found, Hello, Rpc, RpcError, Submit},
+    standing::{QUORUM_TIMEOUT, Refusal, Standing},
     store::StoreError,
 };
 use crate::{
-    proto::{self, SubmitRequest, submit_reply::Outcome, submit_request},
+    proto::submit_request,
     transport::Connections,
-    view::{Command, Identity, Member, NodeId, View},
+    view::{Identity, Member, NodeId, View},
 };
 
 /// Namespaces that a node wants to receive, with their types' labels.
@@ -61,19 +59,6 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the actor looks whether something is left to do that no event
 /// tells of: a proposal that failed, a learner that has caught up.
 const TICK: Duration = Duration::from_millis(100);
-/// After a proposal has been agreed, how long to wait for the node's own log to
-/// bring it before it is proposed again.
-const ECHO_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pauses after proposals that fail: the first one, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// Whoever has not heard from a leader for so long may have been evicted, and
-/// asks to be taken in again.
-const RETURN_AFTER: Duration = Duration::from_secs(3);
-/// A leader that no quorum has answered for so long proposes nothing more:
-/// openraft's would go on filling its log.
-pub(crate) const QUORUM_TIMEOUT: Duration = Duration::from_secs(2);
-const LEAVE: submit_request::Change = submit_request::Change::Leave(proto::Leave {});
 /// Entries between two snapshots, and kept after one for those who lag.
 const SNAPSHOT_EVERY: u64 = 2_000;
 const KEPT_AFTER_SNAPSHOT: u64 = 500;
@@ -104,28 +89,6 @@ impl Storage {
     pub(crate) fn agreed(&self) -> watch::Receiver<Arc<View>> {
         self.agreed.clone()
     }
-}
-
-/// What the control plane knows of itself, for `Status`.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Standing {
-    pub(crate) leader: Option<NodeId>,
-    pub(crate) term: u64,
-    pub(crate) voters: BTreeSet<NodeId>,
-    pub(crate) learners: BTreeSet<NodeId>,
-    /// When a leader with a quorum was last heard of.
-    pub(crate) heard: Option<Instant>,
-    /// Whether that was just now.
-    pub(crate) quorum: bool,
-    /// Set where the node cannot come to belong to the cluster of its peers.
-    pub(crate) refused: Option<Refusal>,
-}
-
-/// Why a node cannot belong to the cluster of its peers.
-#[derive(Clone, Debug)]
-pub(crate) struct Refusal {
-    pub(crate) peer: Arc<str>,
-    pub(crate) cluster: String,
 }
 
 /// The settings of the control plane.
@@ -301,193 +264,6 @@ impl RaftActor {
         self.stand(ctx);
         self.propose(ctx);
         self.adjust_membership(ctx);
-    }
-
-    fn note_leadership(&mut self) {
-        match (self.leads(), self.led_since) {
-            (true, None) => {
-                self.led_since = Some(Instant::now());
-                self.network.clocks.restart();
-            }
-            (false, Some(_)) => self.led_since = None,
-            _ => {}
-        }
-        let without = self.leads() && !self.has_quorum();
-        self.network
-            .without_quorum
-            .store(without, Ordering::Relaxed);
-    }
-
-    fn publish_standing(&mut self) {
-        let metrics = self.metrics.borrow().clone();
-        let membership = metrics.membership_config.membership();
-        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        if !voters.is_empty() {
-            self.formation.formed();
-        }
-        let learners: BTreeSet<NodeId> = membership.learner_ids().collect();
-        let heard = self.heard(&metrics);
-        let quorum = heard.is_some_and(|heard| heard.elapsed() < QUORUM_TIMEOUT);
-        let node = self.me.node;
-        let before = self.standing.borrow().clone();
-        if before.leader != metrics.current_leader {
-            // Whoever leads now may agree to what the last one could not.
-            self.retry = None;
-            match metrics.current_leader {
-                Some(leader) => {
-                    info!(%node, %leader, term = metrics.current_term, "leader changed")
-                }
-                None => info!(%node, "the cluster has no leader"),
-            }
-        }
-        match (before.quorum, quorum) {
-            (true, false) => warn!(
-                %node,
-                "the cluster has no quorum: messages flow, and nothing new can be agreed"
-            ),
-            (false, true) if before.heard.is_some() => info!(%node, "the cluster has a quorum"),
-            _ => {}
-        }
-        self.standing.send_modify(|standing| {
-            standing.leader = metrics.current_leader;
-            standing.term = metrics.current_term;
-            standing.voters = voters;
-            standing.learners = learners;
-            standing.heard = heard.or(standing.heard);
-            standing.quorum = quorum;
-        });
-    }
-
-    /// Whether this node, where it leads, can have something agreed.
-    fn has_quorum(&self) -> bool {
-        let acknowledged = self.heard(&self.metrics.borrow());
-        let last = acknowledged.max(self.led_since);
-        last.is_some_and(|last| last.elapsed() < QUORUM_TIMEOUT)
-    }
-
-    /// Whether no leader has been heard of for so long that this node may have
-    /// been evicted, and the log that would tell it passes it by.
-    fn may_be_evicted(&self) -> bool {
-        let heard = self.heard(&self.metrics.borrow());
-        heard.unwrap_or(self.started).elapsed() > RETURN_AFTER
-    }
-
-    /// Raft stops for good when its storage fails. The data plane goes on with
-    /// the last view, so somebody has to be told.
-    fn tell_of_failure(&mut self) {
-        if let Err(fatal) = &self.metrics.borrow().running_state
-            && !self.failed
-        {
-            self.failed = true;
-            error!(node = %self.me.node, error = %fatal, "Raft has stopped: restart the node");
-        }
-    }
-
-    fn leads(&self) -> bool {
-        self.metrics.borrow().state == ServerState::Leader
-    }
-
-    /// What this node has to have agreed next, if anything.
-    fn missing(&self) -> Option<submit_request::Change> {
-        let Identity { node, boot, .. } = self.me;
-        let view = self.agreed.borrow();
-        if self.leaving {
-            return self.left.is_some().then_some(LEAVE);
-        }
-        let up = view.nodes.get(&node);
-        let is_up = up.is_some_and(|up| up.boot == boot && up.address == self.me.address);
-        if !is_up || self.may_be_evicted() {
-            let address = self.me.address.to_string();
-            return Some(submit_request::Change::Announce(proto::Announce {
-                address,
-            }));
-        }
-        match view.missing(node, boot, &self.wanted.borrow()) {
-            Some(Command::Receive {
-                register,
-                unregister,
-                ..
-            }) => Some(submit_request::Change::Receive(proto::Receive {
-                register: register
-                    .into_iter()
-                    .map(|(namespace, label)| proto::Registration {
-                        namespace: namespace.to_string(),
-                        label: label.to_string(),
-                    })
-                    .collect(),
-                unregister: unregister.iter().map(|name| name.to_string()).collect(),
-            })),
-            _ => None,
-        }
-    }
-
-    fn propose(&mut self, ctx: &mut Context<Self>) {
-        if self.proposing || !self.formation.is_settled() {
-            return;
-        }
-        let Some(change) = self.missing() else {
-            self.proposed = None;
-            return;
-        };
-        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
-            return;
-        }
-        if let Some((proposed, at)) = &self.proposed
-            && *proposed == change
-            && at.elapsed() < ECHO_TIMEOUT
-        {
-            return;
-        }
-        self.proposing = true;
-        let request = self.request(change.clone());
-        let reply = self.submitter().submit(request);
-        ctx.spawn(reply.into_actor(self).map(move |reply, actor, ctx| {
-            actor.proposing = false;
-            match reply.outcome() {
-                Outcome::Done => {
-                    actor.retry = None;
-                    if change == LEAVE {
-                        actor.left = None;
-                    } else {
-                        actor.proposed = Some((change, Instant::now()));
-                        actor.turn(ctx);
-                    }
-                }
-                outcome => {
-                    debug!(?outcome, detail = reply.detail, "a proposal failed");
-                    if outcome == Outcome::WrongCluster {
-                        actor.refuse("the leader".into(), reply.detail);
-                    }
-                    let pause = actor.retry.map_or(FIRST_PAUSE, |(_, pause)| pause * 2);
-                    let pause = pause.min(LONGEST_PAUSE);
-                    actor.retry = Some((Instant::now() + pause, pause));
-                }
-            }
-        }));
-    }
-
-    fn request(&self, change: submit_request::Change) -> SubmitRequest {
-        SubmitRequest {
-            cluster: self.me.cluster.to_string(),
-            node: self.me.node.get(),
-            boot: self.me.boot,
-            passed_on: false,
-            formation: self.agreed.borrow().formation,
-            change: Some(change),
-        }
-    }
-
-    fn submitter(&self) -> Submitter {
-        Submitter {
-            me: self.me.clone(),
-            raft: self.raft.clone(),
-            metrics: self.metrics.clone(),
-            agreed: self.agreed.clone(),
-            connections: self.connections.clone(),
-            contacts: self.formation.known(),
-            clocks: self.network.clocks.clone(),
-            quorum: self.has_quorum(),
-        }
     }
 }
 
