@@ -9,10 +9,10 @@ use std::{
 };
 
 use common::*;
-use dchan::{Cluster, Runtime, prelude::*};
+use dchan::{Cluster, DeliveryError, Runtime, prelude::*};
 use futures_util::{StreamExt, future::join_all};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 #[actix::test]
 async fn a_shutdown_frees_the_port_and_ends_the_thread() {
@@ -253,6 +253,23 @@ async fn a_node_can_run_on_the_arbiter_that_starts_it() {
     let address = two.status().address;
     shut_down(vec![two, one]).await;
     TcpListener::bind(address).unwrap();
+}
+
+#[actix::test]
+async fn what_is_awaited_resolves_when_the_arbiter_of_the_node_stops() {
+    let arbiter = Arbiter::new();
+    let (sender, started) = oneshot::channel();
+    arbiter.spawn(async move {
+        let node = builder().runtime(Runtime::CurrentArbiter).start().await;
+        assert!(sender.send(node.unwrap()).is_ok());
+    });
+    let node = started.await.unwrap();
+    let events = node.namespace::<Event>("events");
+    let waiting = events.deliver(Event(1));
+    arbiter.stop();
+    assert_eq!(waiting.await, Err(DeliveryError::Closed));
+    assert_eq!(events.deliver(Event(2)).await, Err(DeliveryError::Closed));
+    arbiter.join().unwrap();
 }
 
 #[actix::test]
