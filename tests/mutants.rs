@@ -226,7 +226,7 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
         return (false, "its tests fail without it".to_owned());
     }
     fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
-    let builds = passes(copy, &["--no-run", "--tests"]);
+    let builds = passes(copy, &[mutant.caught_by, &["--no-run"]].concat());
     let passed = builds && passes(copy, mutant.caught_by);
     fs::write(&file, source).unwrap();
     let seconds = begin.elapsed().as_secs();
