@@ -2,13 +2,13 @@
 //!
 //! | it is told | it does | it says |
 //! |---|---|---|
-//! | `receive MICROS` | receives, and takes so long for a message | `receiving` |
+//! | `receive NAMESPACE MICROS` | receives, and takes so long for a message | `receiving` |
 //! | `stall`, `wake` | takes nothing more, and goes on | `stalled`, `awake` |
-//! | `flood SECONDS` | sends as fast as it is taken | `sent COUNT` |
-//! | `overload SECONDS RATE` | sends at a rate, whatever is taken | `refused COUNT` |
-//! | `deliver SECONDS` | sends as fast as it is taken, and awaits each | see [`Outcomes`] |
+//! | `flood NAMESPACE MILLIS` | sends as fast as it is taken | `sent COUNT` |
+//! | `overload NAMESPACE MILLIS RATE` | sends at a rate a second, whatever is taken | `refused COUNT` |
+//! | `deliver NAMESPACE MILLIS` | sends as fast as it is taken, and awaits each | see [`Outcomes`] |
 //! | `idle` | waits until nothing is under way any more | `idle` |
-//! | `receivers` | | `receivers COUNT`: of how many nodes it knows that receive |
+//! | `receivers NAMESPACE` | | `receivers COUNT`: of how many nodes it knows that receive |
 //! | `leader` | | `leader NODE` |
 //! | `report` | | see [`Report`] |
 //! | `end` | leaves the cluster | `ended` |
@@ -162,17 +162,18 @@ pub(crate) fn live(orders: &str) {
 }
 
 async fn obey(cluster: Cluster) {
-    let items: Namespace<Item> = cluster.namespace("items");
     let received = Arc::new(AtomicU64::new(0));
     let stalled = watch::Sender::new(false);
     let mut told = told();
     while let Some(line) = told.recv().await {
         let words: Vec<&str> = line.split(' ').collect();
         let number = |index: usize| words[index].parse::<u64>().unwrap();
+        let duration = || Duration::from_millis(number(2));
+        let items = || cluster.namespace::<Item>(words[1]);
         match words[0] {
             "receive" => {
-                let pause = Duration::from_micros(number(1));
-                let receiver = items.receiver(64);
+                let pause = Duration::from_micros(number(2));
+                let receiver = items().receiver(64);
                 receiver.ready().await.unwrap();
                 actix::spawn(receive(
                     receiver,
@@ -190,21 +191,13 @@ async fn obey(cluster: Cluster) {
                 stalled.send_replace(false);
                 println!("awake");
             }
-            "flood" => println!(
-                "sent {}",
-                flood(&items, Duration::from_secs(number(1))).await
-            ),
+            "flood" => println!("sent {}", flood(&items(), duration()).await),
             "overload" => {
-                let refused = overload(&items, Duration::from_secs(number(1)), number(2)).await;
+                let refused = overload(&items(), duration(), number(3)).await;
                 println!("refused {refused}");
             }
-            "deliver" => {
-                let outcomes = deliver(&items, Duration::from_secs(number(1))).await;
-                println!("outcomes{outcomes}");
-            }
+            "deliver" => println!("outcomes{}", deliver(&items(), duration()).await),
             "idle" => {
-                let mut sink = items.sink();
-                sink.flush().await.ok();
                 loop {
                     let traffic = cluster.status().traffic;
                     if traffic.waiting + traffic.under_way == 0 {
@@ -225,7 +218,7 @@ async fn obey(cluster: Cluster) {
                 let receivers = cluster.status().receivers;
                 println!(
                     "receivers {}",
-                    receivers.get("items").map_or(0, |nodes| nodes.len())
+                    receivers.get(words[1]).map_or(0, |nodes| nodes.len())
                 );
             }
             "leader" => {
