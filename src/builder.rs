@@ -2,7 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use crate::{error::StartError, mailbox::Limits, transport::check_address};
+use crate::{
+    connections::check_address,
+    disk::Disk,
+    error::StartError,
+    mailbox::Limits,
+    transport::{Tcp, Transport},
+};
 
 /// Where a node does its work: links, Raft and timers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +38,8 @@ pub(crate) struct Settings {
     pub(crate) advertise: Option<String>,
     pub(crate) cluster_id: String,
     pub(crate) peers: Vec<String>,
-    pub(crate) data_dir: Option<PathBuf>,
+    pub(crate) data: Data,
+    pub(crate) transport: Arc<dyn Transport>,
     pub(crate) runtime: Runtime,
     pub(crate) voters: usize,
     pub(crate) founders: usize,
@@ -43,6 +50,15 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
 }
 
+/// Where a node keeps what it must still know after a crash.
+#[derive(Clone, Debug)]
+pub(crate) enum Data {
+    /// Nowhere: it is a new node at each start.
+    Memory,
+    Directory(PathBuf),
+    Disk(Arc<dyn Disk>),
+}
+
 impl Builder {
     pub(crate) fn new(addr: String) -> Self {
         Self {
@@ -51,7 +67,8 @@ impl Builder {
                 advertise: None,
                 cluster_id: "dchan".to_owned(),
                 peers: Vec::new(),
-                data_dir: None,
+                data: Data::Memory,
+                transport: Arc::new(Tcp),
                 runtime: Runtime::default(),
                 voters: 5,
                 founders: 1,
@@ -108,7 +125,20 @@ impl Builder {
     /// Raft log. It is made if it is missing. Default: none; the node then keeps
     /// both in memory and is a new node at each start.
     pub fn data_dir(mut self, data_dir: impl Into<PathBuf>) -> Self {
-        self.settings.data_dir = Some(data_dir.into());
+        self.settings.data = Data::Directory(data_dir.into());
+        self
+    }
+
+    /// Where the node keeps its identity and the Raft log instead of in a
+    /// directory. Default: none.
+    pub fn disk(mut self, disk: impl Disk) -> Self {
+        self.settings.data = Data::Disk(Arc::new(disk));
+        self
+    }
+
+    /// How nodes reach each other. Use the same on all nodes. Default: [`Tcp`].
+    pub fn transport(mut self, transport: impl Transport) -> Self {
+        self.settings.transport = Arc::new(transport);
         self
     }
 

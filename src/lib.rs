@@ -76,7 +76,8 @@
 //! * `view`: that view, as plain data.
 //!
 //! And around them: `builder` and `cluster` (settings, the handle, and the
-//! wiring), `transport` (connections), `message` (labels and encoding),
+//! wiring), `transport` and `connections` (how peers are reached), `disk` (where
+//! else than in a directory a node keeps its state), `message` (labels and encoding),
 //! `status`, `error`, and `proto` (generated).
 //!
 //! [actix]: https://docs.rs/actix
@@ -84,8 +85,10 @@
 mod bridge;
 mod builder;
 mod cluster;
+mod connections;
 mod dead_letter;
 mod delivery;
+mod disk;
 mod error;
 mod inbox;
 mod link;
@@ -97,7 +100,7 @@ mod raft;
 mod registration;
 mod server;
 mod status;
-mod transport;
+pub mod transport;
 mod view;
 
 pub use crate::{
@@ -106,6 +109,7 @@ pub use crate::{
     cluster::Cluster,
     dead_letter::{DeadLetter, DeadLetters},
     delivery::{Delivery, Request},
+    disk::Disk,
     error::{DeliveryError, NamespaceError, RegisterError, ShutdownError, StartError},
     message::RemoteMessage,
     namespace::Namespace,

@@ -1,5 +1,6 @@
 //! A node and the handle to it: the one place that wires the parts together.
 
+mod here;
 mod node;
 
 use std::{
@@ -12,8 +13,8 @@ use std::{
     thread,
 };
 
-use actix::{Actor, Context, Recipient};
-use actix_rt::{ArbiterHandle, System};
+use actix::Recipient;
+use actix_rt::System;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -21,6 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::here::Here;
 use crate::{
     builder::{Builder, Runtime, Settings, config},
     dead_letter::{DeadLetterOffice, DeadLetters},
@@ -75,7 +77,7 @@ struct Shutdown {
 pub(crate) struct Node {
     me: Identity,
     settings: Settings,
-    arbiter: ArbiterHandle,
+    here: Here,
     inbox: Arc<Inbox>,
     links: Arc<Links>,
     agreed: watch::Receiver<Arc<View>>,
@@ -407,9 +409,9 @@ impl Handle {
         self.node.stop.clone()
     }
 
-    /// Runs a future on the node's own arbiter.
+    /// Runs a future on the node's own thread.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        self.node.arbiter.spawn(future);
+        self.node.here.runtime().spawn(future);
     }
 }
 
@@ -459,11 +461,8 @@ impl Node {
             local: channel.clone(),
             dead_letters: self.dead_letters.clone(),
         });
-        let for_mailbox = outbox.clone();
         let capacity = settings.limits.outbox_messages;
-        let mailbox = Mailbox::start_in_arbiter(&self.arbiter, move |_: &mut Context<_>| {
-            Mailbox::new(for_mailbox, capacity)
-        });
+        let mailbox = self.here.start(Mailbox::new(outbox.clone(), capacity));
         let core = Arc::new(Core {
             name: name.clone(),
             label: label.clone(),

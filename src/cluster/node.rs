@@ -3,29 +3,26 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use actix::Addr;
-use actix_rt::Arbiter;
 use futures_util::future::join_all;
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    service::Routes,
-    transport::{Server as TonicServer, server::TcpIncoming},
-};
+use tonic::service::Routes;
 use tracing::{info, warn};
 
-use super::{Node, Shutdown};
+use super::{Node, Shutdown, here::Here};
 use crate::{
-    builder::{Settings, config},
+    builder::{Data, Settings, config},
+    connections::{Connections, serve},
     dead_letter::DeadLetterOffice,
     error::{ShutdownError, StartError},
     inbox::Inbox,
@@ -34,9 +31,7 @@ use crate::{
     proto::peer_server::PeerServer,
     raft::{self, LeaveCluster, RaftActor, Standing, StopRaft, Storage, StoreError},
     server::Server,
-    transport::{
-        CONNECTION_WINDOW, Connections, FRAME_BYTES, PING_INTERVAL, PING_TIMEOUT, STREAM_WINDOW,
-    },
+    transport::Listener,
     view::{Identity, NodeId, View},
 };
 
@@ -67,13 +62,16 @@ pub(super) struct Running {
     server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
-/// Starts all the parts of a node on the current arbiter.
-pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, Parts), StartError> {
-    let listener = match serve {
-        true => Some(listen(&settings.addr).await?),
+/// Starts all the parts of a node on the current thread.
+pub(super) async fn start(
+    settings: Settings,
+    with_server: bool,
+) -> Result<(Running, Parts), StartError> {
+    let listener = match with_server {
+        true => Some(listen(&settings).await?),
         false => None,
     };
-    let address = advertised(&settings, listener.as_ref())?;
+    let address = advertised(&settings, listener.as_deref())?;
     let storage = open(&settings).await?;
     let me = Identity {
         cluster: settings.cluster_id.as_str().into(),
@@ -83,7 +81,7 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
     };
     info!(node = %me.node, boot = me.boot, cluster = %me.cluster, %address, "node started");
 
-    let connections = Connections::new(settings.limits.max_message);
+    let connections = Connections::new(settings.transport.clone(), settings.limits.max_message);
     let (wanted, wanted_receiver) = watch::channel(BTreeMap::new());
     let (standing, standing_receiver) = watch::channel(Standing::default());
     let agreed = storage.agreed();
@@ -102,12 +100,12 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
 
     let stop = CancellationToken::new();
     let (tasks, incoming) = (TaskTracker::new(), TaskTracker::new());
-    let arbiter = Arbiter::current();
+    let here = Here::new(stop.clone());
     let inbox = Arc::new(Inbox::new(wanted));
     let links = Links::new(
         me.clone(),
         connections.clone(),
-        arbiter.clone(),
+        here.runtime().clone(),
         tasks.clone(),
         stop.clone(),
     );
@@ -125,13 +123,13 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
     let routes = Routes::new(peer_server);
     let server = listener.map(|listener| {
         let routes = routes.clone();
-        tokio::spawn(serve_on(listener, routes, stop.clone()))
+        tokio::spawn(serve(listener, routes, stop.clone().cancelled_owned()))
     });
 
     let node = Arc::new(Node {
         me,
         settings,
-        arbiter,
+        here,
         inbox,
         links: Arc::new(links),
         agreed,
@@ -158,16 +156,15 @@ pub(super) async fn start(settings: Settings, serve: bool) -> Result<(Running, P
     Ok((running, parts))
 }
 
-async fn listen(addr: &str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(addr)
-        .await
-        .map_err(|source| StartError::Bind {
-            address: addr.to_owned(),
-            source,
-        })
+async fn listen(settings: &Settings) -> Result<Box<dyn Listener>, StartError> {
+    let listening = settings.transport.listen(&settings.addr);
+    listening.await.map_err(|source| StartError::Bind {
+        address: settings.addr.clone(),
+        source,
+    })
 }
 
-fn advertised(settings: &Settings, listener: Option<&TcpListener>) -> Result<String, StartError> {
+fn advertised(settings: &Settings, listener: Option<&dyn Listener>) -> Result<String, StartError> {
     if let Some(address) = &settings.advertise {
         return Ok(address.clone());
     }
@@ -185,40 +182,20 @@ fn advertised(settings: &Settings, listener: Option<&TcpListener>) -> Result<Str
 }
 
 async fn open(settings: &Settings) -> Result<Storage, StartError> {
-    let data_dir = settings.data_dir.clone();
-    match spawn_blocking(move || Storage::open(data_dir.as_deref())).await {
-        Ok(opened) => opened.map_err(|error| storage_error(settings, error)),
-        Err(stopped) => Err(storage_error(
-            settings,
-            StoreError::Io(std::io::Error::other(stopped)),
-        )),
-    }
+    Storage::open(settings.data.clone())
+        .await
+        .map_err(|error| storage_error(settings, error))
 }
 
 fn storage_error(settings: &Settings, error: StoreError) -> StartError {
+    let path = match &settings.data {
+        Data::Directory(path) => path.clone(),
+        Data::Memory | Data::Disk(_) => PathBuf::new(),
+    };
     StartError::Storage {
-        path: settings.data_dir.clone().unwrap_or_default(),
+        path,
         source: error.into(),
     }
-}
-
-async fn serve_on(
-    listener: TcpListener,
-    routes: Routes,
-    stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    // Without this on both sides a request waits 40 ms for the other side's
-    // delayed acknowledgement.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    TonicServer::builder()
-        .max_frame_size(FRAME_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_keepalive_interval(Some(PING_INTERVAL))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled())
-        .await
 }
 
 impl Running {

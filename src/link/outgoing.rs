@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::{
+    runtime::Handle,
     sync::watch,
     time::{sleep, timeout},
 };
@@ -21,8 +22,8 @@ use tracing::{debug, info, warn};
 
 use super::{FRAME_BYTES, Feedback, MESSAGE_OVERHEAD, Verdict};
 use crate::{
+    connections::Connections,
     proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
-    transport::Connections,
     view::{Identity, NodeId},
 };
 
@@ -47,25 +48,25 @@ pub(crate) struct Target {
 pub(crate) struct Links {
     me: Identity,
     connections: Connections,
-    arbiter: actix_rt::ArbiterHandle,
+    runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
 }
 
 impl Links {
-    /// Links run as tasks on the arbiter, counted by `tasks`, until `stop`.
+    /// Links run as tasks on the runtime, counted by `tasks`, until `stop`.
     pub(crate) fn new(
         me: Identity,
         connections: Connections,
-        arbiter: actix_rt::ArbiterHandle,
+        runtime: Handle,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         Self {
             me,
             connections,
-            arbiter,
+            runtime,
             tasks,
             stop,
             links: Mutex::default(),
@@ -84,7 +85,7 @@ impl Links {
             let stop = self.stop.child_token();
             let link = Arc::new(Link::new(peer, target, stop));
             let run = link.clone().run(self.me.clone(), self.connections.clone());
-            self.arbiter.spawn(self.tasks.track_future(run));
+            self.tasks.spawn_on(run, &self.runtime);
             link
         });
         link.clone()
@@ -166,7 +167,7 @@ enum Broken {
     #[error("{0}")]
     Status(#[from] tonic::Status),
     #[error("{0}")]
-    Address(#[from] crate::transport::InvalidAddress),
+    Address(#[from] crate::connections::InvalidAddress),
     #[error("the peer did not answer within {OPEN_TIMEOUT:?}")]
     Silent,
     #[error("the peer ended it")]

@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info};
 
 use crate::{
+    connections::Connections,
     proto::{FoundReply, FoundRequest, HelloReply, HelloRequest},
-    transport::Connections,
     view::{Identity, Member, NodeId},
 };
 
@@ -371,6 +371,7 @@ impl Formation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::Tcp;
 
     fn formation(node: u64, peers: &[&str]) -> Formation {
         let me = Identity {
@@ -380,7 +381,7 @@ mod tests {
             address: format!("n{node}:1").into(),
         };
         let peers: Vec<Arc<str>> = peers.iter().map(|peer| (*peer).into()).collect();
-        Formation::new(me, &peers, 1, Connections::new(0))
+        Formation::new(me, &peers, 1, Connections::new(Arc::new(Tcp), 0))
     }
 
     fn request(node: u64, asked: &[&str]) -> FoundRequest {

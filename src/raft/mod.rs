@@ -19,7 +19,7 @@ mod store;
 mod submit;
 mod types;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::prelude::*;
 use openraft::{Config, SnapshotPolicy};
@@ -46,8 +46,9 @@ pub(crate) use self::{
     store::StoreError,
 };
 use crate::{
+    builder::Data,
+    connections::Connections,
     proto::submit_request,
-    transport::Connections,
     view::{Identity, Member, NodeId, View},
 };
 
@@ -73,9 +74,9 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// Opens the storage and counts a new boot. Blocks on the disk.
-    pub(crate) fn open(data_dir: Option<&Path>) -> Result<Self, StoreError> {
-        let (store, identity) = Store::open(data_dir)?;
+    /// Opens the storage and counts a new boot.
+    pub(crate) async fn open(data: Data) -> Result<Self, StoreError> {
+        let (store, identity) = Store::open(data).await?;
         let (state_machine, agreed) = StateMachine::load(store.clone())?;
         Ok(Self {
             store,

@@ -27,8 +27,8 @@ use tokio::sync::watch;
 
 use super::{clocks::Clocks, election::PreVote, types::TypeConfig};
 use crate::{
+    connections::Connections,
     proto::{RaftRequest, raft_request::Kind},
-    transport::Connections,
     view::{NodeId, View},
 };
 

@@ -1,27 +1,27 @@
 //! What a node must still know after a crash, in redb: its identity, the Raft
 //! log, vote and committed index, and the last snapshot.
 //!
-//! A node without a data directory uses the same store over redb's in-memory
-//! backend.
+//! A node without a data directory uses the same store over memory, or over a
+//! [`Disk`] that it was given.
 //!
 //! **Invariant: whatever Raft has been told is stored, is synced.** Every write
 //! is one transaction, committed with a sync before it is acknowledged; only
 //! the committed index, which Raft can find again, rides on the next one.
 
-use std::{fs, io, ops::RangeBounds, path::Path, sync::Arc};
+use std::{fs, io, ops::RangeBounds, sync::Arc};
 
 use openraft::{
     AnyError, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogId, RaftLogReader,
     storage::{LogFlushed, RaftLogStorage},
 };
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-    backends::InMemoryBackend,
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    WriteTransaction, backends::InMemoryBackend,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::types::{Entry, LogId, SnapshotMeta, StorageError, StorageIOError, TypeConfig, Vote};
-use crate::view::NodeId;
+use crate::{builder::Data, disk::Disk, view::NodeId};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
@@ -91,6 +91,22 @@ impl From<redb::DatabaseError> for StoreError {
 #[derive(Clone)]
 pub(crate) struct Store {
     database: Arc<Database>,
+    /// Whether a write takes long, and so must not run on the node's thread.
+    is_slow: bool,
+}
+
+/// Runs what may take long on a thread that may block.
+async fn run<T: Send + 'static>(
+    is_slow: bool,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    if !is_slow {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(stopped) => Err(StoreError::Io(io::Error::other(stopped))),
+    }
 }
 
 /// Who the store says that the node is.
@@ -101,24 +117,28 @@ pub(crate) struct StoredIdentity {
 }
 
 impl Store {
-    /// Opens the store in a directory, which is created where it is missing,
-    /// and counts a new boot. Blocks on the disk.
-    pub(crate) fn open(data_dir: Option<&Path>) -> Result<(Self, StoredIdentity), StoreError> {
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = match data_dir {
-            Some(dir) => {
-                fs::create_dir_all(dir)?;
-                builder.create(dir.join("raft.redb"))?
-            }
-            None => builder.create_with_backend(InMemoryBackend::new())?,
-        };
-        let store = Self {
-            database: Arc::new(database),
-        };
-        let identity = store.boot()?;
-        store.check()?;
-        Ok((store, identity))
+    /// Opens the store, which is made where it is missing, and counts a new
+    /// boot.
+    pub(crate) async fn open(data: Data) -> Result<(Self, StoredIdentity), StoreError> {
+        let is_slow = matches!(data, Data::Directory(_));
+        run(is_slow, move || {
+            let mut builder = Database::builder();
+            builder.set_cache_size(CACHE_BYTES);
+            let database = match data {
+                Data::Directory(dir) => {
+                    fs::create_dir_all(&dir)?;
+                    builder.create(dir.join("raft.redb"))?
+                }
+                Data::Disk(disk) => builder.create_with_backend(Backend(disk))?,
+                Data::Memory => builder.create_with_backend(InMemoryBackend::new())?,
+            };
+            let database = Arc::new(database);
+            let store = Self { database, is_slow };
+            let identity = store.boot()?;
+            store.check()?;
+            Ok((store, identity))
+        })
+        .await
     }
 
     fn boot(&self) -> Result<StoredIdentity, StoreError> {
@@ -175,24 +195,21 @@ impl Store {
             .transpose()
     }
 
-    /// Runs a transaction on a thread that may block, and syncs it.
+    /// Runs a transaction.
     async fn write(
         &self,
         durability: Durability,
         change: impl FnOnce(&WriteTransaction) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let database = self.database.clone();
-        let write = move || {
+        run(self.is_slow, move || {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(durability)?;
             change(&transaction)?;
             transaction.commit()?;
             Ok(())
-        };
-        match tokio::task::spawn_blocking(write).await {
-            Ok(result) => result,
-            Err(stopped) => Err(StoreError::Io(io::Error::other(stopped))),
-        }
+        })
+        .await
     }
 
     /// The last entry that the log has, or had before it was purged.
@@ -223,6 +240,32 @@ impl Store {
             }
         })
         .await
+    }
+}
+
+/// Shows a disk to redb.
+#[derive(Debug)]
+struct Backend(Arc<dyn Disk>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
     }
 }
 
@@ -377,13 +420,17 @@ mod tests {
 
     use super::{super::state_machine::StateMachine, *};
 
+    fn in_directory(dir: &TempDir) -> Data {
+        Data::Directory(dir.path().to_owned())
+    }
+
     struct OnDisk;
     struct InMemory;
 
     impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for OnDisk {
         async fn build(&self) -> Result<(TempDir, Store, StateMachine), StorageError> {
             let dir = tempfile::tempdir().unwrap();
-            let (store, _) = Store::open(Some(dir.path())).unwrap();
+            let (store, _) = Store::open(in_directory(&dir)).await.unwrap();
             let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
             Ok((dir, store, state_machine))
         }
@@ -391,7 +438,7 @@ mod tests {
 
     impl StoreBuilder<TypeConfig, Store, StateMachine> for InMemory {
         async fn build(&self) -> Result<((), Store, StateMachine), StorageError> {
-            let (store, _) = Store::open(None).unwrap();
+            let (store, _) = Store::open(Data::Memory).await.unwrap();
             let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
             Ok(((), store, state_machine))
         }
@@ -407,29 +454,29 @@ mod tests {
         Suite::test_all(InMemory).unwrap();
     }
 
-    #[test]
-    fn a_node_keeps_its_id_and_counts_its_boots() {
+    #[tokio::test]
+    async fn a_node_keeps_its_id_and_counts_its_boots() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, first) = Store::open(Some(dir.path())).unwrap();
+        let (store, first) = Store::open(in_directory(&dir)).await.unwrap();
         drop(store);
-        let (_store, second) = Store::open(Some(dir.path())).unwrap();
+        let (_store, second) = Store::open(in_directory(&dir)).await.unwrap();
         assert_eq!(second.node, first.node);
         assert_eq!(second.boot, first.boot + 1);
     }
 
-    #[test]
-    fn a_store_that_is_open_elsewhere_is_refused() {
+    #[tokio::test]
+    async fn a_store_that_is_open_elsewhere_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _held = Store::open(Some(dir.path())).unwrap();
+        let _held = Store::open(in_directory(&dir)).await.unwrap();
         assert!(matches!(
-            Store::open(Some(dir.path())),
+            Store::open(in_directory(&dir)).await,
             Err(StoreError::InUse)
         ));
     }
 
     #[tokio::test]
     async fn an_earlier_snapshot_does_not_replace_a_later_one() {
-        let (store, _) = Store::open(None).unwrap();
+        let (store, _) = Store::open(Data::Memory).await.unwrap();
         let meta = |index| SnapshotMeta {
             last_log_id: Some(LogId::new(CommittedLeaderId::new(1, NodeId(1)), index)),
             ..SnapshotMeta::default()
@@ -441,10 +488,10 @@ mod tests {
         assert_eq!(store.snapshot().unwrap().unwrap().1, [9]);
     }
 
-    #[test]
-    fn a_damaged_value_is_an_error_at_opening() {
+    #[tokio::test]
+    async fn a_damaged_value_is_an_error_at_opening() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(Some(dir.path())).unwrap();
+        let (store, _) = Store::open(in_directory(&dir)).await.unwrap();
         let transaction = store.database.begin_write().unwrap();
         let garbage: &[u8] = b"\xc1garbage";
         transaction
@@ -455,7 +502,7 @@ mod tests {
         transaction.commit().unwrap();
         drop(store);
         assert!(matches!(
-            Store::open(Some(dir.path())),
+            Store::open(in_directory(&dir)).await,
             Err(StoreError::Damaged { key, .. }) if key == "log entry 7"
         ));
     }

@@ -10,8 +10,8 @@ use super::{
     types::{Metrics, Raft},
 };
 use crate::{
+    connections::{Connections, check_address},
     proto::{SubmitReply, SubmitRequest, submit_reply::Outcome, submit_request},
-    transport::{Connections, check_address},
     view::{Command, Identity, NodeId, View},
 };
 
@@ -215,20 +215,22 @@ mod tests {
 
     use super::*;
     use crate::{
+        builder::Data,
         proto::Announce,
         raft::{Storage, config, network::Network},
+        transport::Tcp,
     };
 
     /// The submitter of a node that leads a cluster of its own.
     async fn leader() -> Submitter {
-        let storage = Storage::open(None).unwrap();
+        let storage = Storage::open(Data::Memory).await.unwrap();
         let me = Identity {
             cluster: "c".into(),
             node: storage.node,
             boot: storage.boot,
             address: "127.0.0.1:1".into(),
         };
-        let connections = Connections::new(1 << 20);
+        let connections = Connections::new(Arc::new(Tcp), 1 << 20);
         let clocks = Clocks::new();
         let network = Network {
             cluster: me.cluster.clone(),

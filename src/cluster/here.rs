@@ -1,0 +1,49 @@
+//! The thread of a node, as seen from other threads.
+
+use actix::{Actor, Addr, Context, dev::channel::channel};
+use tokio::{runtime::Handle, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+
+/// Starts what has to run where the node runs. It needs no arbiter, only a
+/// `LocalSet`: so a node can run wherever there is one.
+pub(super) struct Here {
+    runtime: Handle,
+    starts: mpsc::UnboundedSender<Start>,
+}
+
+/// The room in an actor's mailbox until it sets its own, as in actix.
+const MAILBOX: usize = 16;
+
+type Start = Box<dyn FnOnce() + Send>;
+
+impl Here {
+    /// The current thread, until `stop`.
+    pub(super) fn new(stop: CancellationToken) -> Self {
+        let (starts, mut asked) = mpsc::unbounded_channel::<Start>();
+        actix_rt::spawn(stop.run_until_cancelled_owned(async move {
+            while let Some(start) = asked.recv().await {
+                start();
+            }
+        }));
+        Self {
+            runtime: Handle::current(),
+            starts,
+        }
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Starts an actor. After the node has stopped it gets no messages.
+    pub(super) fn start<A: Actor<Context = Context<A>> + Send>(&self, actor: A) -> Addr<A> {
+        let (sender, receiver) = channel(MAILBOX);
+        let start = move || {
+            let context = Context::with_receiver(receiver);
+            actix_rt::spawn(context.into_future(actor));
+        };
+        // Without the node the receiver is dropped, and the address is closed.
+        let _ = self.starts.send(Box::new(start));
+        Addr::new(sender)
+    }
+}
