@@ -18,7 +18,10 @@ use super::{
     submit,
     types::Raft,
 };
-use crate::view::{Command, Identity, Member, NodeId, View};
+use crate::{
+    proto::submit_reply::Outcome,
+    view::{Command, Identity, Member, NodeId, View},
+};
 
 /// A learner may vote once its log lacks at most this many entries.
 const CAUGHT_UP: u64 = 16;
@@ -60,10 +63,7 @@ impl RaftActor {
                 formation: rand::random_range(1..=u64::MAX),
                 members: self.founders.clone(),
             };
-            self.change(ctx, async move {
-                submit::write(&raft, command).await;
-            });
-            return;
+            return self.change(ctx, async move { written(&raft, command).await });
         }
         let picture = self.picture(&view);
         let Some(change) = policy::next_change(&picture) else {
@@ -76,9 +76,8 @@ impl RaftActor {
                 warn!(
                     node = %self.me.node, peer = %node, silent = ?EVICT_AFTER, "evicting a node"
                 );
-                return self.change(ctx, async move {
-                    submit::write(&raft, Command::NodeDown { node, boot }).await;
-                });
+                let command = Command::NodeDown { node, boot };
+                return self.change(ctx, async move { written(&raft, command).await });
             }
             Change::Add(node) => {
                 let address = &*view.nodes[&node].address;
@@ -90,21 +89,25 @@ impl RaftActor {
         self.change(ctx, async move {
             // Who votes no more stays as a learner, until the policy forgets it.
             let change = raft.change_membership(members, true);
-            match timeout(CHANGE_TIMEOUT, change).await {
+            let changed = timeout(CHANGE_TIMEOUT, change).await;
+            match &changed {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => debug!(%error, "the membership was not changed"),
                 Err(_) => debug!("a change of the membership was not agreed in time"),
             }
+            matches!(changed, Ok(Ok(_)))
         });
     }
 
-    /// Makes one change, and then looks for the next. After one that failed
-    /// that is the tick's task.
-    fn change(&mut self, ctx: &mut Context<Self>, change: impl Future<Output = ()> + 'static) {
+    /// Makes one change, and looks for the next if it was made. After one that
+    /// failed, which may be at once and again, that is the tick's task.
+    fn change(&mut self, ctx: &mut Context<Self>, change: impl Future<Output = bool> + 'static) {
         self.changing = true;
-        ctx.spawn(change.into_actor(self).map(|(), actor, ctx| {
+        ctx.spawn(change.into_actor(self).map(|changed, actor, ctx| {
             actor.changing = false;
-            actor.turn(ctx);
+            if changed {
+                actor.turn(ctx);
+            }
         }));
     }
 
@@ -128,4 +131,8 @@ impl RaftActor {
             cap: self.max_voters,
         }
     }
+}
+
+async fn written(raft: &Raft, command: Command) -> bool {
+    submit::write(raft, command).await.outcome() == Outcome::Done
 }

@@ -10,6 +10,7 @@ use openraft::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::trace;
 
 use super::{
     store::{Store, StoreError, snapshot_failed},
@@ -98,6 +99,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                 }
             }
+            let Applied {
+                membership, view, ..
+            } = &self.applied;
+            trace!(entry = %entry.log_id, ?membership, ?view, "applied");
             results.push(());
         }
         if changed {
