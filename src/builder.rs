@@ -6,6 +6,7 @@ use crate::{
     connections::check_address,
     disk::Disk,
     error::StartError,
+    link::Bounds,
     mailbox::Limits,
     transport::{Tcp, Transport},
 };
@@ -45,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) founders: usize,
     pub(crate) window: u32,
     pub(crate) limits: Limits,
+    pub(crate) assembly: Bounds,
     pub(crate) join_timeout: Duration,
     pub(crate) register_timeout: Duration,
     pub(crate) drain_timeout: Duration,
@@ -79,6 +81,10 @@ impl Builder {
                     window_bytes: 8 << 20,
                     max_message: 64 << 20,
                     send_timeout: Duration::from_secs(120),
+                },
+                assembly: Bounds {
+                    per_peer: 128 << 20,
+                    per_node: 512 << 20,
                 },
                 join_timeout: Duration::from_secs(30),
                 register_timeout: Duration::from_secs(10),
@@ -200,6 +206,18 @@ impl Builder {
     /// [`TooLarge`](crate::DeliveryError::TooLarge). Default: 64 MiB.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.settings.limits.max_message = bytes;
+        self
+    }
+
+    /// How many bytes of large messages this node puts together at a time: of one
+    /// peer, and of all. Messages of more than 128 KiB travel in chunks; one for
+    /// which there is no room yet waits at its sender. There is always room for
+    /// the largest message. Default: 128 MiB and 512 MiB.
+    pub fn assembly(mut self, bytes_per_peer: usize, bytes_per_node: usize) -> Self {
+        self.settings.assembly = Bounds {
+            per_peer: bytes_per_peer,
+            per_node: bytes_per_node,
+        };
         self
     }
 

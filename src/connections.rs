@@ -41,9 +41,9 @@ const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait after a connection could not be accepted, for lack of file
 /// descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// What a gRPC message may hold beside the largest message: a frame is a batch
-/// of small messages or one large one, and more than one of neither.
-const FRAME_OVERHEAD: usize = 256 << 10;
+/// The largest gRPC message, in bytes. Those of a link stay far below; what one
+/// Raft entry holds, say many registrations at once, may not.
+pub(crate) const MAX_FRAME: usize = 64 << 20;
 
 /// An address that is not `host:port`.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -58,22 +58,14 @@ pub(crate) struct InvalidAddress {
 pub(crate) struct Connections {
     transport: Arc<dyn Transport>,
     channels: Arc<Mutex<HashMap<Arc<str>, Channel>>>,
-    max_message: usize,
 }
 
 impl Connections {
-    /// `max_message` is the largest payload, in bytes, that one message has.
-    pub(crate) fn new(transport: Arc<dyn Transport>, max_message: usize) -> Self {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Self {
         Self {
             transport,
             channels: Arc::default(),
-            max_message,
         }
-    }
-
-    /// The largest gRPC message to read.
-    pub(crate) fn max_frame(&self) -> usize {
-        self.max_message.saturating_add(FRAME_OVERHEAD)
     }
 
     /// A client of the peer at the address. Does not connect yet.
@@ -91,7 +83,7 @@ impl Connections {
             }
         };
         Ok(PeerClient::new(channel)
-            .max_decoding_message_size(self.max_frame())
+            .max_decoding_message_size(MAX_FRAME)
             .max_encoding_message_size(usize::MAX))
     }
 

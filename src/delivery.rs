@@ -2,9 +2,10 @@
 
 use std::{
     future::Future,
+    ops::Deref,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -12,7 +13,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
+use futures_core::Stream;
+use futures_util::stream::{BoxStream, unfold};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     error::DeliveryError,
@@ -50,25 +56,33 @@ impl<M: RemoteMessage> Waiter<M> {
     }
 }
 
-/// When a message's time is up, settable while it is on its way.
-#[derive(Clone)]
-pub(crate) struct Deadline {
+/// What a message on its way and who awaits it share.
+pub(crate) struct Ticket {
     sent: Instant,
-    /// In microseconds after `sent`.
-    timeout: Arc<AtomicU64>,
+    /// When its time is up, in microseconds after `sent`.
+    timeout: AtomicU64,
+    transfer: Mutex<Transfer>,
 }
 
-impl Deadline {
-    pub(crate) fn new(sent: Instant, timeout: Duration) -> Self {
-        let deadline = Self {
+#[derive(Default)]
+struct Transfer {
+    so_far: Transferred,
+    /// Made when somebody wants to see it.
+    watched: Option<watch::Sender<Transferred>>,
+}
+
+impl Ticket {
+    pub(crate) fn new(sent: Instant, timeout: Duration) -> Arc<Self> {
+        let ticket = Self {
             sent,
-            timeout: Arc::default(),
+            timeout: AtomicU64::new(0),
+            transfer: Mutex::default(),
         };
-        deadline.set(timeout);
-        deadline
+        ticket.set_timeout(timeout);
+        Arc::new(ticket)
     }
 
-    fn set(&self, timeout: Duration) {
+    fn set_timeout(&self, timeout: Duration) {
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
         self.timeout.store(micros, Ordering::Relaxed);
     }
@@ -77,8 +91,96 @@ impl Deadline {
         Duration::from_micros(self.timeout.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn at(&self) -> Instant {
+    fn deadline(&self) -> Instant {
         far(self.sent, self.timeout())
+    }
+
+    fn transfer(&self) -> MutexGuard<'_, Transfer> {
+        self.transfer
+            .lock()
+            .expect("no panic while progress is noted")
+    }
+
+    /// So much of the message has been sent.
+    pub(crate) fn transferred(&self, bytes: usize, size: usize) {
+        let mut transfer = self.transfer();
+        transfer.so_far = Transferred { bytes, size };
+        if let Some(watched) = &transfer.watched {
+            watched.send_replace(transfer.so_far);
+        }
+    }
+
+    fn progress(&self) -> watch::Receiver<Transferred> {
+        let mut transfer = self.transfer();
+        let so_far = transfer.so_far;
+        let watched = transfer
+            .watched
+            .get_or_insert_with(|| watch::Sender::new(so_far));
+        watched.subscribe()
+    }
+}
+
+/// The ticket in the hands of the message. Dropped with it, it ends what shows
+/// its progress.
+pub(crate) struct Held(pub(crate) Arc<Ticket>);
+
+impl Deref for Held {
+    type Target = Ticket;
+
+    fn deref(&self) -> &Ticket {
+        &self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.transfer().watched = None;
+    }
+}
+
+/// How much of a message has been sent to the receiver that it is offered to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transferred {
+    /// The bytes that have been sent. They start again from nought when the
+    /// message is offered to another receiver.
+    pub bytes: usize,
+    /// The size of the encoded message, in bytes. Nought until some has been
+    /// sent, and for a message that stays on its node or travels whole.
+    pub size: usize,
+}
+
+/// How a large message gets on, from [`Delivery::progress`] or
+/// [`Request::progress`]: a stream of what has been [`Transferred`].
+///
+/// It yields where the message stands, then whenever that changes (a reader that
+/// is slow misses steps, not the latest), and ends when the outcome is known.
+/// Dropping it changes nothing.
+#[must_use = "a stream does nothing unless it is polled"]
+pub struct Progress {
+    steps: BoxStream<'static, Transferred>,
+}
+
+impl Progress {
+    fn of(ticket: &Ticket) -> Self {
+        let mut watched = ticket.progress();
+        watched.mark_changed();
+        let steps = unfold(watched, |mut watched| async move {
+            watched.changed().await.ok()?;
+            let step = *watched.borrow_and_update();
+            Some((step, watched))
+        });
+        Self {
+            steps: Box::pin(steps),
+        }
+    }
+}
+
+impl Stream for Progress {
+    type Item = Transferred;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Transferred>> {
+        self.steps.as_mut().poll_next(cx)
     }
 }
 
@@ -97,14 +199,14 @@ pub(crate) trait Timekeeper: Send + Sync {
 /// The parts that both futures have.
 struct Pending<T> {
     outcome: oneshot::Receiver<Result<T, DeliveryError>>,
-    deadline: Deadline,
+    ticket: Arc<Ticket>,
     timekeeper: Arc<dyn Timekeeper>,
 }
 
 impl<T> Pending<T> {
     fn set_timeout(&self, timeout: Duration) {
-        self.deadline.set(timeout);
-        self.timekeeper.moved(self.deadline.at());
+        self.ticket.set_timeout(timeout);
+        self.timekeeper.moved(self.ticket.deadline());
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, DeliveryError>> {
@@ -128,13 +230,13 @@ pub struct Delivery {
 
 impl Delivery {
     pub(crate) fn new(
-        deadline: Deadline,
+        ticket: Arc<Ticket>,
         timekeeper: Arc<dyn Timekeeper>,
     ) -> (Self, oneshot::Sender<Result<NodeId, DeliveryError>>) {
         let (waiter, outcome) = oneshot::channel();
         let pending = Pending {
             outcome,
-            deadline,
+            ticket,
             timekeeper,
         };
         (Self { pending }, waiter)
@@ -146,6 +248,11 @@ impl Delivery {
     pub fn timeout(self, timeout: Duration) -> Self {
         self.pending.set_timeout(timeout);
         self
+    }
+
+    /// Shows how a large message gets on, for a bar say.
+    pub fn progress(&self) -> Progress {
+        Progress::of(&self.pending.ticket)
     }
 }
 
@@ -170,13 +277,13 @@ pub struct Request<M: RemoteMessage> {
 
 impl<M: RemoteMessage> Request<M> {
     pub(crate) fn new(
-        deadline: Deadline,
+        ticket: Arc<Ticket>,
         timekeeper: Arc<dyn Timekeeper>,
     ) -> (Self, oneshot::Sender<Result<Reply<M>, DeliveryError>>) {
         let (waiter, outcome) = oneshot::channel();
         let pending = Pending {
             outcome,
-            deadline,
+            ticket,
             timekeeper,
         };
         (Self { pending }, waiter)
@@ -188,6 +295,11 @@ impl<M: RemoteMessage> Request<M> {
     pub fn timeout(self, timeout: Duration) -> Self {
         self.pending.set_timeout(timeout);
         self
+    }
+
+    /// Shows how a large message gets on, for a bar say.
+    pub fn progress(&self) -> Progress {
+        Progress::of(&self.pending.ticket)
     }
 }
 

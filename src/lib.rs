@@ -108,7 +108,7 @@ pub use crate::{
     builder::{Builder, Runtime},
     cluster::Cluster,
     dead_letter::{DeadLetter, DeadLetters},
-    delivery::{Delivery, Request},
+    delivery::{Delivery, Progress, Request, Transferred},
     disk::Disk,
     error::{DeliveryError, NamespaceError, RegisterError, ShutdownError, StartError},
     message::RemoteMessage,

@@ -2,13 +2,15 @@
 
 use std::{
     any::type_name,
+    cell::Cell,
     fmt::Display,
+    io,
     mem::size_of,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use actix::Message;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A message that can be sent to another node.
@@ -82,10 +84,70 @@ fn unreadable(expected: &str, reason: &str) -> String {
     format!("it does not decode to {expected}: {reason}")
 }
 
+/// Why a value cannot travel.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum EncodeError {
+    Failed(String),
+    /// It would take so many bytes.
+    TooLarge(usize),
+}
+
+/// What is allocated for messages at once. Each takes the next piece of it, and
+/// it is freed with the last of them.
+const ARENA_BYTES: usize = 64 << 10;
+
+thread_local! {
+    /// Where this thread puts what it encodes. Taken out while it is used, for a
+    /// value's own code may encode another one.
+    static ARENA: Cell<BytesMut> = Cell::default();
+}
+
 /// MessagePack with field names, so that fields can be added while nodes of
-/// both versions run.
-pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Bytes, String> {
-    unless_it_panics(|| rmp_serde::to_vec_named(value).map(Bytes::from))
+/// both versions run. `limit` is in bytes; of what is larger, no more is kept.
+pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
+    let mut arena = ARENA.try_with(Cell::take).unwrap_or_default();
+    if arena.capacity() == 0 {
+        arena.reserve(ARENA_BYTES);
+    }
+    let mut writer = Writer {
+        bytes: arena,
+        size: 0,
+        limit,
+    };
+    let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
+    let Writer {
+        mut bytes, size, ..
+    } = writer;
+    let result = match encoded {
+        Err(reason) => Err(EncodeError::Failed(reason)),
+        Ok(()) if size > limit => Err(EncodeError::TooLarge(size)),
+        Ok(()) => Ok(bytes.split().freeze()),
+    };
+    bytes.clear();
+    let _ = ARENA.try_with(|arena| arena.set(bytes));
+    result
+}
+
+/// Keeps up to `limit` bytes, and counts all.
+struct Writer {
+    bytes: BytesMut,
+    size: usize,
+    limit: usize,
+}
+
+impl io::Write for Writer {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        self.size += part.len();
+        match self.size <= self.limit {
+            true => self.bytes.extend_from_slice(part),
+            false => self.bytes = BytesMut::new(),
+        }
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -168,16 +230,16 @@ mod tests {
             #[serde(default)]
             note: String,
         }
-        let new: New = decode(&encode(&Old { id: 7 }).unwrap()).unwrap();
+        let new: New = decode(&encode(&Old { id: 7 }, 99).unwrap()).unwrap();
         assert_eq!((new.id, new.note.as_str()), (7, ""));
         let note = "x".to_owned();
-        let old: Old = decode(&encode(&New { id: 8, note }).unwrap()).unwrap();
+        let old: Old = decode(&encode(&New { id: 8, note }, 99).unwrap()).unwrap();
         assert_eq!(old.id, 8);
     }
 
     #[test]
     fn a_reason_does_not_quote_a_whole_message() {
-        let long = encode(&"é".repeat(100_000)).unwrap();
+        let long = encode(&"é".repeat(100_000), 1 << 20).unwrap();
         let reason = decode::<u32>(&long).unwrap_err();
         assert!(reason.len() < 2 * REASON_BYTES, "{}", reason.len());
     }
@@ -190,6 +252,26 @@ mod tests {
                 panic!("sprung")
             }
         }
-        assert_eq!(encode(&Trap), Err("its own code panicked".to_owned()));
+        let reason = "its own code panicked".to_owned();
+        assert_eq!(encode(&Trap, 99), Err(EncodeError::Failed(reason)));
+        assert!(encode(&7, 99).is_ok());
+    }
+
+    #[test]
+    fn what_is_too_large_is_measured_and_not_kept() {
+        let text = "x".repeat(ARENA_BYTES);
+        let size = encode(&text, 1 << 20).unwrap().len();
+        assert_eq!(encode(&text, size - 1), Err(EncodeError::TooLarge(size)));
+        assert_eq!(encode(&text, size).unwrap().len(), size);
+    }
+
+    #[test]
+    fn messages_that_are_encoded_one_after_the_other_are_each_their_own() {
+        let encoded: Vec<Bytes> = (0..10_000u32)
+            .map(|number| encode(&vec![number; 7], 1 << 10).unwrap())
+            .collect();
+        for (number, bytes) in (0..).zip(&encoded) {
+            assert_eq!(decode::<Vec<u32>>(bytes).unwrap(), [number; 7]);
+        }
     }
 }

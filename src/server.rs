@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     inbox::Inbox,
-    link::{Channels, Incoming, Replies},
+    link::{Channels, Incoming, Replies, Room},
     proto::{
         FoundReply, FoundRequest, HelloReply, HelloRequest, LinkRequest, Open, RaftReply,
         RaftRequest, SubmitReply, SubmitRequest, opened::Answer, peer_server,
@@ -26,8 +26,10 @@ pub(crate) struct Server {
     pub(crate) me: Identity,
     pub(crate) raft: Addr<RaftActor>,
     pub(crate) inbox: Arc<Inbox>,
-    /// The largest reply, in bytes, that a link carries.
-    pub(crate) max_reply: usize,
+    /// The largest message or reply, in bytes, that a link carries.
+    pub(crate) max_message: usize,
+    /// For large messages that are being put together.
+    pub(crate) room: Room,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
     /// The latest link from each node; it ends an earlier one.
@@ -105,7 +107,7 @@ impl peer_server::Peer for Server {
             .and_then(|frame| frame.open)
             .ok_or_else(|| Status::invalid_argument("the first frame has to open the link"))?;
         let answer = self.answer(&open);
-        let incoming = Incoming::new(NodeId::from(open.node), self.max_reply);
+        let incoming = Incoming::new(NodeId::from(open.node), self.max_message);
         incoming.answer(answer);
         if answer == Answer::Welcome {
             info!(node = %self.me.node, peer = %incoming.peer, "incoming link opened");
@@ -150,12 +152,15 @@ impl Server {
     fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
         let inbox = self.inbox.clone();
         let (me, stop) = (self.me.node, self.stop.clone());
+        let (max_message, room) = (self.max_message, self.room.of_peer());
         self.tasks.spawn(async move {
             let peer = incoming.peer;
-            let mut channels = Channels::new(incoming.clone(), |name: &str| inbox.inlet(name));
+            let find = |name: &str| inbox.inlet(name);
+            let mut channels = Channels::new(incoming.clone(), find, max_message, room);
             loop {
                 let frame = tokio::select! {
                     frame = frames.message() => frame,
+                    () = channels.admissions() => break,
                     () = stop.cancelled() => break,
                     () = incoming.over() => break,
                 };

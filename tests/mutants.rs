@@ -37,8 +37,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "resend-after-unknown",
         file: "src/mailbox/lane.rs",
-        sound: "self.under_way.split_off(&unsent)",
-        faulty: "self.under_way.split_off(&(unsent * 0))",
+        sound: "let first_unsent = self.unsent;",
+        faulty: "let first_unsent = self.unsent * 0;",
         caught_by: &["--test", "crash"],
     },
     Mutant {
@@ -67,17 +67,15 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "credit-returned-twice",
         file: "src/mailbox/lane.rs",
-        sound: "self.under_way.len() < self.window as usize",
-        faulty: "self.under_way.len() < 2 * self.window as usize",
+        sound: "self.under_way.count < self.window as usize",
+        faulty: "self.under_way.count < 2 * self.window as usize",
         caught_by: &["--test", "sending", "a_reader_that_takes_nothing"],
     },
     Mutant {
         name: "drop-on-refusal",
         file: "src/mailbox/feedback.rs",
-        sound: "                Verdict::Returned => {
-                    for (_, parcel) in settled {",
-        faulty: "                Verdict::Returned => {
-                    for (_, parcel) in settled.into_iter().take(0) {",
+        sound: "for parcel in returned {",
+        faulty: "for parcel in returned.into_iter().take(0) {",
         caught_by: &["--test", "receiving"],
     },
     Mutant {

@@ -22,11 +22,11 @@ use tracing::{info, warn};
 use super::{Node, Shutdown, here::Here};
 use crate::{
     builder::{Data, Settings, config},
-    connections::{Connections, serve},
+    connections::{Connections, MAX_FRAME, serve},
     dead_letter::DeadLetterOffice,
     error::{ShutdownError, StartError},
     inbox::Inbox,
-    link::{Links, Target},
+    link::{Links, Room, Target},
     mailbox,
     proto::peer_server::PeerServer,
     raft::{self, LeaveCluster, RaftActor, Standing, StopRaft, Storage, StoreError},
@@ -81,7 +81,7 @@ pub(super) async fn start(
     };
     info!(node = %me.node, boot = me.boot, cluster = %me.cluster, %address, "node started");
 
-    let connections = Connections::new(settings.transport.clone(), settings.limits.max_message);
+    let connections = Connections::new(settings.transport.clone());
     let (wanted, wanted_receiver) = watch::channel(BTreeMap::new());
     let (standing, standing_receiver) = watch::channel(Standing::default());
     let agreed = storage.agreed();
@@ -105,6 +105,7 @@ pub(super) async fn start(
     let links = Links::new(
         me.clone(),
         connections.clone(),
+        settings.limits.max_message,
         here.runtime().clone(),
         tasks.clone(),
         stop.clone(),
@@ -113,12 +114,13 @@ pub(super) async fn start(
         me: me.clone(),
         raft: raft.clone(),
         inbox: inbox.clone(),
-        max_reply: settings.limits.max_message,
+        max_message: settings.limits.max_message,
+        room: Room::new(settings.assembly, settings.limits.max_message),
         tasks: incoming.clone(),
         links: Mutex::default(),
         stop: stop.clone(),
     })
-    .max_decoding_message_size(connections.max_frame())
+    .max_decoding_message_size(MAX_FRAME)
     .max_encoding_message_size(usize::MAX);
     let routes = Routes::new(peer_server);
     let server = listener.map(|listener| {

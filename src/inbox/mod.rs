@@ -21,7 +21,7 @@ use tracing::warn;
 pub(crate) use self::recipient::{ActorFeed, feed_recipient};
 use crate::{
     link::{Inlet, Lane, Verdict},
-    message::{Body, RemoteMessage, encode},
+    message::{Body, EncodeError, RemoteMessage, encode},
 };
 
 /// Namespaces with the labels of their types.
@@ -145,7 +145,15 @@ impl<M: RemoteMessage> Origin<M> for Lane {
 
     fn replied(&self, sequence: u64, reply: Result<M::Result, String>) {
         let encoded = reply.and_then(|value| {
-            encode(&value).map_err(|reason| format!("its reply cannot be encoded: {reason}"))
+            encode(&value, self.max_reply()).map_err(|error| match error {
+                EncodeError::Failed(reason) => format!("its reply cannot be encoded: {reason}"),
+                EncodeError::TooLarge(size) => {
+                    format!(
+                        "its reply of {size} bytes is over {} bytes",
+                        self.max_reply()
+                    )
+                }
+            })
         });
         self.reply(sequence, encoded);
     }

@@ -1,7 +1,8 @@
 //! The receiver's end of a link.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
+    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -9,11 +10,17 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use futures_util::task::AtomicWaker;
+use futures_util::{
+    FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered, task::AtomicWaker,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{FRAME_BYTES, MESSAGE_OVERHEAD, Verdict};
+use super::{
+    FRAME_BYTES, GIVEN_UP, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
+    room::{PeerRoom, Taken},
+    transfer::{Assembly, ChunkError},
+};
 use crate::{
     proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
     view::NodeId,
@@ -33,7 +40,7 @@ pub(crate) trait Inlet: Send + Sync {
 /// The receiving end of the stream from one peer.
 pub(crate) struct Incoming {
     pub(crate) peer: NodeId,
-    /// The largest reply, in bytes, that the peer reads.
+    /// The largest reply, in bytes.
     max_reply: usize,
     shared: Mutex<Shared>,
     /// Wakes the stream of replies when there is something to say.
@@ -48,6 +55,11 @@ struct Shared {
     grants: Vec<proto::Grant>,
     verdicts: Vec<proto::Verdict>,
     replies: Vec<proto::Reply>,
+    /// Replies that go in chunks, one after the other, with their channels and
+    /// numbers.
+    large: VecDeque<(u32, u64, Sending)>,
+    /// For messages that come in chunks.
+    proceeds: Vec<proto::Proceed>,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
 }
@@ -91,8 +103,12 @@ impl Incoming {
         self.say(|shared| shared.answer = Some(answer));
     }
 
-    /// Ends the stream of replies once what was gathered has been said.
+    /// Ends the stream of replies once what was gathered has been said. Large
+    /// replies go on unasked, for the peer may have ended its own stream.
     pub(crate) fn end(&self) {
+        for (.., reply) in &mut self.shared().large {
+            reply.proceed(u64::MAX);
+        }
         self.over.cancel();
         self.replies.wake();
     }
@@ -125,6 +141,38 @@ impl Incoming {
         under_way.messages <= under_way.granted
     }
 
+    /// One that was counted has been given up by the peer.
+    fn discount(&self, channel: u32) {
+        if let Some(under_way) = self.shared().under_way.get_mut(&channel) {
+            under_way.messages = under_way.messages.saturating_sub(1);
+        }
+    }
+
+    /// Lets a large message go on, up to this offset.
+    fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
+        self.say(|shared| {
+            shared.proceeds.push(proto::Proceed {
+                channel,
+                sequence,
+                until,
+            });
+        });
+    }
+
+    /// The peer lets a large reply go on, or does not want it.
+    fn go_on(&self, proceed: &proto::Proceed) {
+        let of =
+            |large: &(u32, u64, Sending)| (large.0, large.1) == (proceed.channel, proceed.sequence);
+        self.say(|shared| match proceed.until {
+            GIVEN_UP => shared.large.retain(|large| !of(large)),
+            until => {
+                if let Some((.., reply)) = shared.large.iter_mut().find(|large| of(large)) {
+                    reply.proceed(until);
+                }
+            }
+        });
+    }
+
     /// The stream of replies. There is one.
     pub(crate) fn into_replies(self: Arc<Self>) -> Replies {
         Replies { incoming: self }
@@ -150,6 +198,11 @@ impl Lane {
 
     pub(crate) fn peer(&self) -> NodeId {
         self.incoming.peer
+    }
+
+    /// The largest reply, in bytes.
+    pub(crate) fn max_reply(&self) -> usize {
+        self.incoming.max_reply
     }
 
     /// Whether nobody listens to verdicts any more.
@@ -180,21 +233,24 @@ impl Lane {
     }
 
     pub(crate) fn reply(&self, sequence: u64, result: Result<Bytes, String>) {
-        let limit = self.incoming.max_reply;
         let result = match result {
-            Ok(value) if value.len() > limit => {
-                let size = value.len();
-                reply::Result::None(format!("its reply of {size} bytes is over {limit} bytes"))
-            }
             Ok(value) => reply::Result::Value(value),
             Err(reason) => reply::Result::None(reason),
         };
-        self.incoming.say(|shared| {
-            shared.replies.push(proto::Reply {
-                channel: self.channel,
+        let channel = self.channel;
+        self.incoming.say(|shared| match result {
+            reply::Result::Value(value) if value.len() > INLINE_BYTES => {
+                let mut reply = Sending::new(value);
+                if self.incoming.is_over() {
+                    reply.proceed(u64::MAX);
+                }
+                shared.large.push_back((channel, sequence, reply));
+            }
+            result => shared.replies.push(proto::Reply {
+                channel,
                 sequence,
                 result: Some(result),
-            });
+            }),
         });
     }
 }
@@ -205,6 +261,26 @@ impl Shared {
             && self.grants.is_empty()
             && self.verdicts.is_empty()
             && self.replies.is_empty()
+            && self.proceeds.is_empty()
+            && self.large.front().is_none_or(|(.., reply)| reply.waits())
+    }
+
+    /// The next part of the large reply whose turn it is.
+    fn chunk(&mut self) -> Option<proto::Chunk> {
+        let (channel, sequence, reply) = self.large.front_mut()?;
+        let (offset, data) = reply.next()?;
+        let chunk = proto::Chunk {
+            channel: *channel,
+            sequence: *sequence,
+            ask: false,
+            size: reply.size() as u64,
+            offset: offset as u64,
+            data,
+        };
+        if reply.is_done() {
+            self.large.pop_front();
+        }
+        Some(chunk)
     }
 
     /// Adds a verdict, to the last range where it goes on there.
@@ -253,6 +329,8 @@ impl Shared {
             grants: std::mem::take(&mut self.grants),
             verdicts: std::mem::take(&mut self.verdicts),
             replies: self.replies.drain(..count).collect(),
+            chunks: self.chunk().into_iter().collect(),
+            proceeds: std::mem::take(&mut self.proceeds),
         }
     }
 }
@@ -302,6 +380,12 @@ pub(crate) enum ProtocolError {
     SecondChannel { channel: u32 },
     #[error("more than {MAX_CHANNELS} channels")]
     TooManyChannels,
+    #[error("a message of {size} bytes that did not come in chunks")]
+    NotInChunks { size: usize },
+    #[error("a large message of the channel {channel} in the midst of another one")]
+    InTheMidst { channel: u32 },
+    #[error("{0}")]
+    Chunk(#[from] ChunkError),
 }
 
 /// The channels of one incoming link, and where they lead.
@@ -311,6 +395,29 @@ pub(crate) struct Channels<Find> {
     known: HashMap<u32, Option<Leads>>,
     /// The channel of each namespace.
     by_namespace: HashMap<String, u32>,
+    /// The largest message, in bytes.
+    max_message: usize,
+    /// By channel: the large message that is coming in.
+    arriving: HashMap<u32, Arriving>,
+    room: PeerRoom,
+    /// Those that wait for room.
+    admissions: FuturesUnordered<BoxFuture<'static, Admission>>,
+}
+
+/// A large message that is coming in.
+struct Arriving {
+    sequence: u64,
+    ask: bool,
+    /// `None` until there is room for it.
+    assembly: Option<(Assembly, Taken)>,
+}
+
+/// Room for the message with this number, of this size, on this channel.
+struct Admission {
+    channel: u32,
+    sequence: u64,
+    size: usize,
+    taken: Option<Taken>,
 }
 
 /// Where a channel leads, and where the answers go.
@@ -318,12 +425,22 @@ type Leads = (Arc<dyn Inlet>, Arc<Lane>);
 
 impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
     /// `find` looks up a namespace that is received on this node.
-    pub(crate) fn new(incoming: Arc<Incoming>, find: Find) -> Self {
+    /// `max_message` is the largest message, in bytes.
+    pub(crate) fn new(
+        incoming: Arc<Incoming>,
+        find: Find,
+        max_message: usize,
+        room: PeerRoom,
+    ) -> Self {
         Self {
             incoming,
             find,
             known: HashMap::new(),
             by_namespace: HashMap::new(),
+            max_message,
+            arriving: HashMap::new(),
+            room,
+            admissions: FuturesUnordered::new(),
         }
     }
 
@@ -340,18 +457,138 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             if run.first.checked_add(run.messages.len() as u64).is_none() {
                 return Err(ProtocolError::NoSuchNumber { channel });
             }
-            match self.known.get(&channel) {
-                None => return Err(ProtocolError::UnknownChannel { channel }),
-                Some(target) => {
-                    let granted = self.incoming.count(channel, run.messages.len());
-                    let Some((inlet, lane)) = target.as_ref().filter(|_| granted) else {
-                        return Err(ProtocolError::NotGranted { channel });
-                    };
-                    inlet.deliver(lane, run.first, run.ask, run.messages);
-                }
+            if let Some(long) = run.messages.iter().find(|m| m.len() > INLINE_BYTES) {
+                return Err(ProtocolError::NotInChunks { size: long.len() });
+            }
+            let (inlet, lane) = self.granted(channel, run.messages.len())?;
+            inlet.deliver(lane, run.first, run.ask, run.messages);
+        }
+        for chunk in frame.chunks {
+            self.chunk(chunk)?;
+        }
+        for proceed in &frame.proceeds {
+            self.incoming.go_on(proceed);
+        }
+        Ok(())
+    }
+
+    /// Where so many messages of a channel go, if that much was granted.
+    fn granted(&self, channel: u32, messages: usize) -> Result<&Leads, ProtocolError> {
+        let Some(target) = self.known.get(&channel) else {
+            return Err(ProtocolError::UnknownChannel { channel });
+        };
+        let granted = self.incoming.count(channel, messages);
+        match target {
+            Some(leads) if granted => Ok(leads),
+            _ => Err(ProtocolError::NotGranted { channel }),
+        }
+    }
+
+    /// Takes in a part of a large message, or that one is to come or given up.
+    fn chunk(&mut self, chunk: proto::Chunk) -> Result<(), ProtocolError> {
+        let channel = chunk.channel;
+        if chunk.data.is_empty() && chunk.size == 0 {
+            if self.arriving.remove(&channel).is_some() {
+                self.incoming.discount(channel);
+            }
+            return Ok(());
+        }
+        if chunk.data.is_empty() {
+            return self.announced(&chunk);
+        }
+        let arriving = self.arriving.get_mut(&channel);
+        let Some(arriving) = arriving.filter(|arriving| arriving.sequence == chunk.sequence) else {
+            return Err(ChunkError::NotAnnounced.into());
+        };
+        let Some((assembly, _)) = &mut arriving.assembly else {
+            return Err(ChunkError::NotAllowed.into());
+        };
+        assembly.add(chunk.offset, &chunk.data)?;
+        if !assembly.is_complete() {
+            if let Some(until) = assembly.proceed() {
+                self.incoming.let_go_on(channel, chunk.sequence, until);
+            }
+            return Ok(());
+        }
+        let (whole, leads) = (self.arriving.remove(&channel), self.known.get(&channel));
+        if let (Some(whole), Some(Some((inlet, lane)))) = (whole, leads)
+            && let Some((assembly, _)) = whole.assembly
+        {
+            inlet.deliver(lane, whole.sequence, whole.ask, vec![assembly.into_bytes()]);
+        }
+        Ok(())
+    }
+
+    fn announced(&mut self, chunk: &proto::Chunk) -> Result<(), ProtocolError> {
+        let &proto::Chunk {
+            channel,
+            sequence,
+            ask,
+            ..
+        } = chunk;
+        let (_, lane) = self.granted(channel, 1)?;
+        if sequence == u64::MAX {
+            return Err(ProtocolError::NoSuchNumber { channel });
+        }
+        let size = usize::try_from(chunk.size).unwrap_or(usize::MAX);
+        if size > self.max_message {
+            let limit = self.max_message;
+            let reason = format!("it has {size} bytes; the receiver's limit is {limit}");
+            lane.settle(sequence, Verdict::Rejected(reason));
+            return Ok(());
+        }
+        let arriving = Arriving {
+            sequence,
+            ask,
+            assembly: None,
+        };
+        if self.arriving.insert(channel, arriving).is_some() {
+            return Err(ProtocolError::InTheMidst { channel });
+        }
+        let admission = move |taken| Admission {
+            channel,
+            sequence,
+            size,
+            taken,
+        };
+        match self.room.try_take(size) {
+            Some(taken) => self.admit(admission(Some(taken))),
+            None => {
+                let taken = self.room.take(size);
+                self.admissions.push(Box::pin(taken.map(admission)));
             }
         }
         Ok(())
+    }
+
+    /// Lets the large messages go on that there is room for now. Does not end.
+    pub(crate) async fn admissions(&mut self) {
+        loop {
+            match self.admissions.next().await {
+                Some(admission) => self.admit(admission),
+                // The next one comes with a frame, after which this starts anew.
+                None => pending().await,
+            }
+        }
+    }
+
+    fn admit(&mut self, admission: Admission) {
+        let Admission {
+            channel,
+            sequence,
+            size,
+            taken,
+        } = admission;
+        // It may have been given up in the meantime.
+        let arriving = self.arriving.get_mut(&channel);
+        let arriving = arriving.filter(|arriving| arriving.sequence == sequence);
+        if let Some((arriving, taken)) = arriving.zip(taken) {
+            let mut assembly = Assembly::of(size);
+            if let Some(until) = assembly.proceed() {
+                self.incoming.let_go_on(channel, sequence, until);
+            }
+            arriving.assembly = Some((assembly, taken));
+        }
     }
 
     fn declare(&mut self, channel: proto::Channel) -> Result<(), ProtocolError> {

@@ -11,16 +11,24 @@
 
 mod incoming;
 mod outgoing;
+mod room;
+mod transfer;
+
+use bytes::Bytes;
 
 pub(crate) use self::{
     incoming::{Channels, Incoming, Inlet, Lane, Replies},
     outgoing::{Link, Links, Target},
+    room::{Bounds, Room},
+    transfer::{INLINE_BYTES, Sending},
 };
 
 /// A frame holds this much, or one larger message. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
 /// What a message takes in a frame beside its own bytes, at the most.
 const MESSAGE_OVERHEAD: usize = 32;
+/// Where a large reply would go on up to, if it were wanted.
+const GIVEN_UP: u64 = 0;
 
 /// What became of a message that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,17 +41,43 @@ pub(crate) enum Verdict {
     Rejected(String),
 }
 
-/// How a link tells a mailbox what happens to its messages.
+/// What a mailbox has for a link to write.
+pub(crate) enum Load {
+    /// Messages with consecutive numbers from `first` on.
+    Messages {
+        first: u64,
+        /// Whether their sender waits for what the handlers return.
+        ask: bool,
+        messages: Vec<Bytes>,
+    },
+    /// A part of a large message.
+    Chunk {
+        sequence: u64,
+        ask: bool,
+        size: usize,
+        offset: usize,
+        data: Bytes,
+    },
+    /// A large message of which some has been written is given up.
+    GivenUp { sequence: u64 },
+}
+
+/// A mailbox, as a link sees it.
 ///
 /// The link holds none of its locks while it calls.
 pub(crate) trait Feedback: Send + Sync {
+    /// What is to be written next: messages of up to `room` bytes, or one. After
+    /// `None` the mailbox [calls](Link::call) when there is more.
+    fn take(&self, room: usize) -> Option<Load>;
     /// The peer takes up to `window` messages without a verdict.
     fn granted(&self, window: u32);
+    /// The peer lets a large message go on, up to this offset.
+    fn proceed(&self, sequence: u64, until: u64);
     /// What became of `count` messages from `first` on.
     fn settled(&self, first: u64, count: u64, verdict: Verdict);
     /// What the handler returned, encoded; or why it returned nothing.
-    fn replied(&self, sequence: u64, reply: Result<bytes::Bytes, String>);
-    /// The link broke. What had a number from `unsent` on has not left this
-    /// node; of what had a lower one and no verdict, nothing is known.
-    fn broken(&self, unsent: u64);
+    fn replied(&self, sequence: u64, reply: Result<Bytes, String>);
+    /// The link broke. What has not been taken, or not wholly, has not left this
+    /// node; of what has been and has no verdict, nothing is known.
+    fn broken(&self);
 }

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::{
@@ -20,7 +19,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
-use super::{FRAME_BYTES, Feedback, MESSAGE_OVERHEAD, Verdict};
+use super::{
+    FRAME_BYTES, Feedback, GIVEN_UP, Load, MESSAGE_OVERHEAD, Verdict,
+    transfer::{Assembly, ChunkError},
+};
 use crate::{
     connections::Connections,
     proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
@@ -48,6 +50,7 @@ pub(crate) struct Target {
 pub(crate) struct Links {
     me: Identity,
     connections: Connections,
+    max_reply: usize,
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -56,9 +59,11 @@ pub(crate) struct Links {
 
 impl Links {
     /// Links run as tasks on the runtime, counted by `tasks`, until `stop`.
+    /// `max_reply` is the largest reply that is read, in bytes.
     pub(crate) fn new(
         me: Identity,
         connections: Connections,
+        max_reply: usize,
         runtime: Handle,
         tasks: TaskTracker,
         stop: CancellationToken,
@@ -66,6 +71,7 @@ impl Links {
         Self {
             me,
             connections,
+            max_reply,
             runtime,
             tasks,
             stop,
@@ -83,7 +89,7 @@ impl Links {
         let mut links = self.links();
         let link = links.entry(peer).or_insert_with(|| {
             let stop = self.stop.child_token();
-            let link = Arc::new(Link::new(peer, target, stop));
+            let link = Arc::new(Link::new(peer, target, self.max_reply, stop));
             let run = link.clone().run(self.me.clone(), self.connections.clone());
             self.tasks.spawn_on(run, &self.runtime);
             link
@@ -126,6 +132,8 @@ pub(crate) struct Link {
     target: watch::Sender<Target>,
     stop: CancellationToken,
     finishing: CancellationToken,
+    /// The largest reply, in bytes.
+    max_reply: usize,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
     writer: AtomicWaker,
@@ -141,7 +149,10 @@ struct Shared {
     channels: Vec<Channel>,
     /// How many of them the peer has been told of on this stream.
     declared: usize,
-    queue: VecDeque<Queued>,
+    /// The channels that have something to write, in turn.
+    calling: VecDeque<u32>,
+    /// For replies that come in chunks.
+    proceeds: Vec<proto::Proceed>,
     /// The peer has left: nothing more is written than is here.
     finishing: bool,
 }
@@ -150,15 +161,9 @@ struct Channel {
     namespace: Arc<str>,
     label: Arc<str>,
     mailbox: Weak<dyn Feedback>,
-    /// The number of the first message that has not been taken by the writer.
+    /// A number above those of all messages that have been written, for the next
+    /// mailbox to start from.
     unsent: u64,
-}
-
-struct Queued {
-    channel: u32,
-    sequence: u64,
-    ask: bool,
-    body: Bytes,
 }
 
 /// Why a stream ended.
@@ -176,14 +181,17 @@ enum Broken {
     Refused(&'static str),
     #[error("the peer broke the protocol: {0}")]
     Protocol(&'static str),
+    #[error("the peer broke the protocol: {0}")]
+    Chunk(#[from] ChunkError),
     #[error("the peer is somewhere else now")]
     Moved,
 }
 
 impl Link {
-    fn new(peer: NodeId, target: Target, stop: CancellationToken) -> Self {
+    fn new(peer: NodeId, target: Target, max_reply: usize, stop: CancellationToken) -> Self {
         Self {
             peer,
+            max_reply,
             target: watch::Sender::new(target),
             stop,
             finishing: CancellationToken::new(),
@@ -192,7 +200,8 @@ impl Link {
                 stream: 0,
                 channels: Vec::new(),
                 declared: 0,
-                queue: VecDeque::new(),
+                calling: VecDeque::new(),
+                proceeds: Vec::new(),
                 finishing: false,
             }),
             writer: AtomicWaker::new(),
@@ -242,30 +251,16 @@ impl Link {
         (number as u32, next)
     }
 
-    /// Hands a message over to be written. Gives it back if the link is down.
-    pub(crate) fn push(
-        &self,
-        channel: u32,
-        sequence: u64,
-        ask: bool,
-        body: Bytes,
-    ) -> Result<(), Bytes> {
+    /// A channel has something to write: once it is written, its mailbox is
+    /// asked again. While the link is down this does nothing.
+    pub(crate) fn call(&self, channel: u32) {
         let mut shared = self.shared();
         if !shared.up {
-            return Err(body);
+            return;
         }
-        let idle = shared.queue.is_empty();
-        shared.queue.push_back(Queued {
-            channel,
-            sequence,
-            ask,
-            body,
-        });
+        shared.calling.push_back(channel);
         drop(shared);
-        if idle {
-            self.writer.wake();
-        }
-        Ok(())
+        self.writer.wake();
     }
 
     /// Ends the link in order: no more is sent, and what the peer still has to
@@ -365,10 +360,12 @@ impl Link {
             link: self.clone(),
             stream: shared.stream,
             open: Some(open),
+            ended: false,
         }
     }
 
     async fn read(&self, mut replies: Streaming<LinkReply>) -> Result<(), Broken> {
+        let mut large_reply = None;
         while let Some(frame) = replies.message().await? {
             for grant in frame.grants {
                 if !grant.refusal.is_empty() {
@@ -401,8 +398,67 @@ impl Link {
                     mailbox.replied(replied.sequence, reply);
                 }
             }
+            for proceed in frame.proceeds {
+                if let Some(mailbox) = self.mailbox(proceed.channel)? {
+                    mailbox.proceed(proceed.sequence, proceed.until);
+                }
+            }
+            for chunk in frame.chunks {
+                self.reply_chunk(&mut large_reply, chunk)?;
+            }
         }
         Ok(())
+    }
+
+    /// Puts a large reply together. Only one comes at a time.
+    fn reply_chunk(
+        &self,
+        large_reply: &mut Option<(u32, u64, Assembly)>,
+        chunk: proto::Chunk,
+    ) -> Result<(), Broken> {
+        let (channel, sequence) = (chunk.channel, chunk.sequence);
+        if chunk.data.is_empty() {
+            let size = usize::try_from(chunk.size).unwrap_or(usize::MAX);
+            if size > self.max_reply {
+                let (limit, reason) = (self.max_reply, "its reply is too large");
+                let reason = format!("{reason}: it has {size} bytes, and the limit is {limit}");
+                if let Some(mailbox) = self.mailbox(channel)? {
+                    mailbox.replied(sequence, Err(reason));
+                }
+                self.let_go_on(channel, sequence, GIVEN_UP);
+                return Ok(());
+            }
+            *large_reply = Some((channel, sequence, Assembly::of(size)));
+        }
+        let Some((_, _, assembly)) = large_reply
+            .as_mut()
+            .filter(|reply| (reply.0, reply.1) == (channel, sequence))
+        else {
+            return Err(ChunkError::NotAnnounced.into());
+        };
+        if !chunk.data.is_empty() {
+            assembly.add(chunk.offset, &chunk.data)?;
+        }
+        if !assembly.is_complete() {
+            if let Some(until) = assembly.proceed() {
+                self.let_go_on(channel, sequence, until);
+            }
+            return Ok(());
+        }
+        let whole = large_reply.take().map(|(_, _, reply)| reply.into_bytes());
+        if let Some((mailbox, whole)) = self.mailbox(channel)?.zip(whole) {
+            mailbox.replied(sequence, Ok(whole));
+        }
+        Ok(())
+    }
+
+    fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
+        self.shared().proceeds.push(proto::Proceed {
+            channel,
+            sequence,
+            until,
+        });
+        self.writer.wake();
     }
 
     /// The mailbox of a channel, unless that is gone.
@@ -421,19 +477,15 @@ impl Link {
         let was_up = std::mem::replace(&mut shared.up, false);
         shared.stream += 1;
         shared.declared = 0;
-        shared.queue.clear();
-        let told: Vec<_> = shared
-            .channels
-            .iter()
-            .map(|channel| (channel.mailbox.clone(), channel.unsent))
-            .collect();
+        shared.calling.clear();
+        shared.proceeds.clear();
+        let channels = shared.channels.iter();
+        let told: Vec<_> = channels.map(|channel| channel.mailbox.clone()).collect();
         drop(shared);
         self.writer.wake();
         if was_up {
-            for (mailbox, unsent) in told {
-                if let Some(mailbox) = mailbox.upgrade() {
-                    mailbox.broken(unsent);
-                }
+            for mailbox in told.iter().filter_map(Weak::upgrade) {
+                mailbox.broken();
             }
         }
         was_up
@@ -460,6 +512,7 @@ struct Writer {
     link: Arc<Link>,
     stream: u64,
     open: Option<proto::Open>,
+    ended: bool,
 }
 
 impl Stream for Writer {
@@ -472,34 +525,65 @@ impl Stream for Writer {
                 ..LinkRequest::default()
             }));
         }
-        let mut shared = self.link.shared();
-        if shared.stream != self.stream {
-            return Poll::Ready(None);
-        }
-        match shared.up.then(|| shared.frame()).flatten() {
+        match self.frame(cx) {
             Some(frame) => Poll::Ready(Some(frame)),
-            None if shared.finishing => Poll::Ready(None),
-            None => {
-                // Under the lock: whatever is pushed from now on wakes it, and
-                // no writer of an old stream comes in between.
-                self.link.writer.register(cx.waker());
-                Poll::Pending
-            }
+            None if self.ended => Poll::Ready(None),
+            None => Poll::Pending,
         }
     }
 }
 
-impl Shared {
-    /// The next frame, if there is anything to say.
-    fn frame(&mut self) -> Option<LinkRequest> {
+impl Writer {
+    /// The next frame, if there is anything to say. Otherwise the task is woken
+    /// when there is, or the stream has ended.
+    fn frame(&mut self, cx: &Context<'_>) -> Option<LinkRequest> {
         let mut frame = LinkRequest::default();
         let mut bytes = 0;
+        while bytes < FRAME_BYTES {
+            let mut shared = self.link.shared();
+            if shared.stream != self.stream {
+                self.ended = true;
+                return None;
+            }
+            let next = shared.up.then(|| shared.next(&mut frame, &mut bytes));
+            let Some((channel, mailbox)) = next.flatten() else {
+                if frame != LinkRequest::default() {
+                    break;
+                }
+                self.ended = shared.finishing;
+                // Under the lock: whoever calls from now on wakes it, and no
+                // writer of an old stream comes in between.
+                self.link.writer.register(cx.waker());
+                return None;
+            };
+            drop(shared);
+            let Some(load) = mailbox
+                .upgrade()
+                .and_then(|mailbox| mailbox.take(FRAME_BYTES - bytes))
+            else {
+                continue;
+            };
+            bytes += append(&mut frame, channel, load, &mut self.link.shared());
+        }
+        Some(frame)
+    }
+}
+
+impl Shared {
+    /// Puts into the frame what has to stand before messages, and says whose
+    /// turn it is then.
+    fn next(
+        &mut self,
+        frame: &mut LinkRequest,
+        bytes: &mut usize,
+    ) -> Option<(u32, Weak<dyn Feedback>)> {
+        frame.proceeds.append(&mut self.proceeds);
         let undeclared = self.channels.iter().enumerate().skip(self.declared);
         for (number, channel) in undeclared {
-            if bytes >= FRAME_BYTES {
-                break;
+            if *bytes >= FRAME_BYTES {
+                return None;
             }
-            bytes += MESSAGE_OVERHEAD + channel.namespace.len() + channel.label.len();
+            *bytes += MESSAGE_OVERHEAD + channel.namespace.len() + channel.label.len();
             self.declared = number + 1;
             frame.channels.push(proto::Channel {
                 id: number as u32,
@@ -507,35 +591,62 @@ impl Shared {
                 label: channel.label.to_string(),
             });
         }
-        while let Some(next) = self.queue.front() {
-            bytes += MESSAGE_OVERHEAD + next.body.len();
-            let fits = bytes <= FRAME_BYTES || frame == LinkRequest::default();
-            let declared = (next.channel as usize) < self.declared;
-            let Some(next) = self.queue.pop_front_if(|_| fits && declared) else {
-                break;
-            };
-            self.channels[next.channel as usize].unsent = next.sequence + 1;
-            append(&mut frame.runs, next);
-        }
-        let empty = frame.channels.is_empty() && frame.runs.is_empty();
-        (!empty).then_some(frame)
+        let channel = self.calling.pop_front()?;
+        let mailbox = self.channels[channel as usize].mailbox.clone();
+        Some((channel, mailbox))
     }
 }
 
-/// Puts a message into the last run if it goes on there.
-fn append(runs: &mut Vec<proto::Run>, queued: Queued) {
-    if let Some(run) = runs.last_mut()
-        && run.channel == queued.channel
-        && run.ask == queued.ask
-        && run.first + run.messages.len() as u64 == queued.sequence
-    {
-        run.messages.push(queued.body);
-        return;
-    }
-    runs.push(proto::Run {
-        channel: queued.channel,
-        first: queued.sequence,
-        ask: queued.ask,
-        messages: vec![queued.body],
-    });
+/// Puts what a channel has to write into the frame, and the channel behind the
+/// others that call. Returns how many bytes that took.
+fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared) -> usize {
+    let (bytes, unsent) = match load {
+        Load::Messages {
+            first,
+            ask,
+            messages,
+        } => {
+            let unsent = first + messages.len() as u64;
+            let bytes = messages
+                .iter()
+                .map(|message| MESSAGE_OVERHEAD + message.len());
+            let bytes = bytes.sum();
+            frame.runs.push(proto::Run {
+                channel,
+                first,
+                ask,
+                messages,
+            });
+            (bytes, unsent)
+        }
+        Load::Chunk {
+            sequence,
+            ask,
+            size,
+            offset,
+            data,
+        } => {
+            let bytes = MESSAGE_OVERHEAD + data.len();
+            frame.chunks.push(proto::Chunk {
+                channel,
+                sequence,
+                ask,
+                size: size as u64,
+                offset: offset as u64,
+                data,
+            });
+            (bytes, sequence + 1)
+        }
+        Load::GivenUp { sequence } => {
+            frame.chunks.push(proto::Chunk {
+                channel,
+                sequence,
+                ..proto::Chunk::default()
+            });
+            (MESSAGE_OVERHEAD, sequence + 1)
+        }
+    };
+    shared.channels[channel as usize].unsent = unsent;
+    shared.calling.push_back(channel);
+    bytes
 }

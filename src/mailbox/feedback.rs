@@ -5,14 +5,14 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 
 use super::{
-    lane::Cut,
+    lane::{Cut, Lane},
     outbox::{Outbox, State},
 };
 use crate::{
     delivery::{Reply, Waiter},
     error::DeliveryError,
     inbox::Origin,
-    link::{Feedback, Verdict},
+    link::{Feedback, Load, Verdict},
     message::{Body, RemoteMessage},
     view::NodeId,
 };
@@ -39,10 +39,14 @@ impl<M: RemoteMessage> LaneEnd<M> {
         };
         let mut state = outbox.state();
         let mut lanes = state.lanes.iter();
-        if let Some(index) = lanes.position(|lane| std::ptr::eq(&*lane.end, self)) {
+        if let Some(index) = lanes.position(|lane| self.is_of(lane)) {
             what(&outbox, &mut state, index);
             outbox.pump(&mut state);
         }
+    }
+
+    fn is_of(&self, lane: &Lane<M>) -> bool {
+        std::ptr::eq(&*lane.end, self)
     }
 
     fn open(&self, window: u32) {
@@ -51,25 +55,27 @@ impl<M: RemoteMessage> LaneEnd<M> {
 
     fn settle(&self, first: u64, count: u64, verdict: Verdict) {
         self.report(|outbox, state, lane| {
-            let lane = &mut state.lanes[lane];
-            let settled = lane.settle(first..first.saturating_add(count));
+            let sequences = first..first.saturating_add(count);
+            let State { lanes, traffic, .. } = state;
             match verdict {
                 Verdict::Accepted => {
-                    for (sequence, parcel) in settled {
-                        lane.accepted(sequence, parcel, &mut state.traffic);
-                    }
+                    lanes[lane].settle(sequences, |lane, sequence, parcel| {
+                        lane.accepted(sequence, parcel, traffic);
+                    });
                 }
                 Verdict::Returned => {
-                    for (_, parcel) in settled {
+                    let mut returned = Vec::new();
+                    lanes[lane].settle(sequences, |_, _, parcel| returned.push(parcel));
+                    for parcel in returned {
                         outbox.offer_again(state, parcel);
                     }
                 }
                 Verdict::Rejected(reason) => {
-                    for (_, mut parcel) in settled {
+                    lanes[lane].settle(sequences, |_, _, mut parcel| {
                         let reason = reason.clone();
                         let error = DeliveryError::Rejected { reason };
-                        outbox.fail(&mut state.traffic, &mut parcel, error);
-                    }
+                        outbox.fail(traffic, &mut parcel, error);
+                    });
                 }
             }
         });
@@ -100,6 +106,17 @@ impl<M: RemoteMessage> LaneEnd<M> {
 
 /// A link answers for its peer.
 impl<M: RemoteMessage> Feedback for LaneEnd<M> {
+    fn take(&self, room: usize) -> Option<Load> {
+        let outbox = self.outbox.upgrade()?;
+        let mut state = outbox.state();
+        let mut lanes = state.lanes.iter_mut();
+        lanes.find(|lane| self.is_of(lane))?.take(room)
+    }
+
+    fn proceed(&self, sequence: u64, until: u64) {
+        self.report(|_, state, lane| state.lanes[lane].proceed(sequence, until));
+    }
+
     fn granted(&self, window: u32) {
         self.open(window);
     }
@@ -114,10 +131,10 @@ impl<M: RemoteMessage> Feedback for LaneEnd<M> {
         });
     }
 
-    fn broken(&self, unsent: u64) {
+    fn broken(&self) {
         self.report(|outbox, state, lane| {
             let lane = &mut state.lanes[lane];
-            let (node, Cut { unsent, lost }) = (lane.node, lane.cut(unsent));
+            let (node, Cut { unsent, lost }) = (lane.node, lane.cut());
             for mut parcel in lost {
                 let reason = "the link broke".to_owned();
                 let error = DeliveryError::Lost { node, reason };
@@ -143,8 +160,11 @@ impl<M: RemoteMessage> Origin<M> for LaneEnd<M> {
 
     fn returned(&self, sequence: u64, body: Body<M>) {
         self.report(|outbox, state, lane| {
-            let settled = state.lanes[lane].settle(sequence..sequence + 1);
-            if let Some((_, mut parcel)) = settled.into_iter().next() {
+            let mut returned = None;
+            state.lanes[lane].settle(sequence..sequence + 1, |_, _, parcel| {
+                returned = Some(parcel);
+            });
+            if let Some(mut parcel) = returned {
                 parcel.body = Some(body);
                 outbox.offer_again(state, parcel);
             }

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     dead_letter::{DeadLetter, DeadLetterOffice},
-    delivery::{Deadline, Delivery, Request, Timekeeper, Waiter},
+    delivery::{Delivery, Held, Request, Ticket, Timekeeper, Waiter},
     error::DeliveryError,
     inbox::{Arrived, Channel},
     link::Links,
@@ -168,21 +168,21 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     pub(crate) fn deliver(&self, message: M) -> Delivery {
-        let deadline = Deadline::new(Instant::now(), self.limits().send_timeout);
-        let (delivery, waiter) = Delivery::new(deadline.clone(), self.timekeeper());
-        self.send_awaited(message, Waiter::Accepted(waiter), deadline);
+        let ticket = Ticket::new(Instant::now(), self.limits().send_timeout);
+        let (delivery, waiter) = Delivery::new(ticket.clone(), self.timekeeper());
+        self.send_awaited(message, Waiter::Accepted(waiter), ticket);
         delivery
     }
 
     pub(crate) fn send(&self, message: M) -> Request<M> {
-        let deadline = Deadline::new(Instant::now(), self.limits().send_timeout);
-        let (request, waiter) = Request::new(deadline.clone(), self.timekeeper());
-        self.send_awaited(message, Waiter::Handled(waiter), deadline);
+        let ticket = Ticket::new(Instant::now(), self.limits().send_timeout);
+        let (request, waiter) = Request::new(ticket.clone(), self.timekeeper());
+        self.send_awaited(message, Waiter::Handled(waiter), ticket);
         request
     }
 
-    fn send_awaited(&self, message: M, waiter: Waiter<M>, deadline: Deadline) {
-        let parcel = Parcel::new(message, waiter, Some(deadline));
+    fn send_awaited(&self, message: M, waiter: Waiter<M>, ticket: Arc<Ticket>) {
+        let parcel = Parcel::new(message, waiter, Some(Held(ticket)));
         // Whoever awaits the outcome of each message is the bound on them.
         self.send_or_bury(parcel, false);
     }
@@ -283,29 +283,20 @@ impl<M: RemoteMessage> Outbox<M> {
         mut parcel: Parcel<M>,
     ) -> Result<(), Parcel<M>> {
         let lane = &mut state.lanes[index];
-        let sequence = lane.next;
-        let ask = parcel.waiter.asks();
-        let handed = match (&lane.route, parcel.body.take()) {
-            (Route::Local, Some(body)) => {
-                let arrived = Arrived {
-                    origin: lane.end.clone(),
-                    sequence,
-                    ask,
-                    body,
-                };
-                self.place.local.offer(arrived).map_err(Some)
+        if lane.is_local()
+            && let Some(body) = parcel.body.take()
+        {
+            let arrived = Arrived {
+                origin: lane.end.clone(),
+                sequence: lane.next(),
+                ask: parcel.waiter.asks(),
+                body,
+            };
+            if let Err(body) = self.place.local.offer(arrived) {
+                lane.window = 0;
+                parcel.body = Some(body);
+                return Err(parcel);
             }
-            (Route::Remote { link, channel }, Some(Body::Encoded(bytes))) => {
-                parcel.body = Some(Body::Encoded(bytes.clone()));
-                link.push(*channel, sequence, ask, bytes)
-                    .map_err(|bytes| Some(Body::Encoded(bytes)))
-            }
-            (_, other) => Err(other),
-        };
-        if let Err(body) = handed {
-            lane.window = 0;
-            parcel.body = body;
-            return Err(parcel);
         }
         if parcel.is_awaited() {
             self.note_deadline(state, &parcel);
@@ -448,7 +439,15 @@ impl<M: RemoteMessage> Outbox<M> {
             maybe_delivered: true,
         };
         for lane in &mut state.lanes {
-            for parcel in lane.under_way_mut() {
+            let is_late = |parcel: &Parcel<M>| parcel.is_awaited() && !keep(parcel);
+            for mut parcel in lane.expire(is_late) {
+                let error = DeliveryError::Timeout {
+                    waited: parcel.timeout(default),
+                    maybe_delivered: false,
+                };
+                self.fail(&mut state.traffic, &mut parcel, error);
+            }
+            for parcel in lane.sent_mut() {
                 if parcel.is_awaited() && !keep(parcel) {
                     // Should it come back, it is not offered again.
                     let error = late(parcel);

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
-    delivery::{Deadline, Waiter, far},
+    delivery::{Held, Waiter, far},
     error::DeliveryError,
-    message::{Body, RemoteMessage, encode},
+    message::{Body, EncodeError, RemoteMessage, encode},
 };
 
 pub(super) struct Parcel<M: RemoteMessage> {
@@ -17,8 +17,8 @@ pub(super) struct Parcel<M: RemoteMessage> {
     /// Its place among all that were sent.
     pub(super) order: u64,
     pub(super) sent: Instant,
-    /// Where the sender can move it.
-    pub(super) deadline: Option<Deadline>,
+    /// What it shares with whoever awaits it.
+    pub(super) ticket: Option<Held>,
     pub(super) waiter: Waiter<M>,
     /// Its sender has been told that it failed, so it must not be offered again.
     pub(super) failed: bool,
@@ -31,21 +31,23 @@ pub(super) struct Unsent<M: RemoteMessage> {
 }
 
 impl<M: RemoteMessage> Parcel<M> {
-    pub(super) fn new(message: M, waiter: Waiter<M>, deadline: Option<Deadline>) -> Self {
+    pub(super) fn new(message: M, waiter: Waiter<M>, ticket: Option<Held>) -> Self {
         let body = Body::Value(message);
         Self {
             size: body.size(),
             body: Some(body),
             order: 0,
             sent: Instant::now(),
-            deadline,
+            ticket,
             waiter,
             failed: false,
         }
     }
 
     pub(super) fn timeout(&self, default: Duration) -> Duration {
-        self.deadline.as_ref().map_or(default, Deadline::timeout)
+        self.ticket
+            .as_ref()
+            .map_or(default, |ticket| ticket.timeout())
     }
 
     pub(super) fn expires(&self, default: Duration) -> Instant {
@@ -67,17 +69,16 @@ impl<M: RemoteMessage> Parcel<M> {
         let Some(Body::Value(message)) = &self.body else {
             return Ok(self);
         };
-        match encode(message) {
-            Ok(bytes) if bytes.len() > limit => {
-                let size = bytes.len();
-                Err(self.failed(DeliveryError::TooLarge { size, limit }))
-            }
+        match encode(message, limit) {
             Ok(bytes) => {
                 self.size = bytes.len();
                 self.body = Some(Body::Encoded(bytes));
                 Ok(self)
             }
-            Err(reason) => Err(self.failed(DeliveryError::Encode { reason })),
+            Err(EncodeError::TooLarge(size)) => {
+                Err(self.failed(DeliveryError::TooLarge { size, limit }))
+            }
+            Err(EncodeError::Failed(reason)) => Err(self.failed(DeliveryError::Encode { reason })),
         }
     }
 

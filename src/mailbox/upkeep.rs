@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
 use super::{
     feedback::LaneEnd,
-    lane::{Lane, Route},
+    lane::{Cut, Lane, Route},
     outbox::{Outbox, State},
 };
 use crate::{
@@ -86,7 +86,12 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         }
         let mut under_way = 0;
         for mut lane in std::mem::take(&mut state.lanes) {
-            for mut parcel in lane.cut(u64::MAX).lost {
+            let Cut { unsent, lost } = lane.cut();
+            for mut parcel in unsent {
+                waiting += 1;
+                self.fail(&mut state.traffic, &mut parcel, DeliveryError::Closed);
+            }
+            for mut parcel in lost {
                 under_way += usize::from(!parcel.failed);
                 let reason = "this node shut down before it heard more".to_owned();
                 let error = DeliveryError::Lost {

@@ -239,6 +239,12 @@ pub struct LinkRequest {
     pub channels: ::prost::alloc::vec::Vec<Channel>,
     #[prost(message, repeated, tag = "3")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
+    /// Parts of messages that are too large for a run.
+    #[prost(message, repeated, tag = "8")]
+    pub chunks: ::prost::alloc::vec::Vec<Chunk>,
+    /// For replies that come in chunks.
+    #[prost(message, repeated, tag = "9")]
+    pub proceeds: ::prost::alloc::vec::Vec<Proceed>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Open {
@@ -276,6 +282,36 @@ pub struct Run {
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub messages: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
+/// A part of a large message, or of a large reply to one. The parts of one come
+/// in order, and no other message of the channel comes between them. The first
+/// may be sent at once, the others as the other side allows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Chunk {
+    #[prost(uint32, tag = "1")]
+    pub channel: u32,
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// As in a run. Of no meaning in a reply.
+    #[prost(bool, tag = "3")]
+    pub ask: bool,
+    /// Of the whole, in bytes.
+    #[prost(uint64, tag = "4")]
+    pub size: u64,
+    #[prost(uint64, tag = "5")]
+    pub offset: u64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub data: ::prost::bytes::Bytes,
+}
+/// How far chunks may go on: up to this offset.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Proceed {
+    #[prost(uint32, tag = "1")]
+    pub channel: u32,
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    #[prost(uint64, tag = "3")]
+    pub until: u64,
+}
 /// From the receiver of messages to their sender.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkReply {
@@ -288,6 +324,12 @@ pub struct LinkReply {
     pub verdicts: ::prost::alloc::vec::Vec<Verdict>,
     #[prost(message, repeated, tag = "4")]
     pub replies: ::prost::alloc::vec::Vec<Reply>,
+    /// Parts of replies that are too large for a frame.
+    #[prost(message, repeated, tag = "8")]
+    pub chunks: ::prost::alloc::vec::Vec<Chunk>,
+    /// For messages that come in chunks.
+    #[prost(message, repeated, tag = "9")]
+    pub proceeds: ::prost::alloc::vec::Vec<Proceed>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Opened {

@@ -381,7 +381,7 @@ mod tests {
             address: format!("n{node}:1").into(),
         };
         let peers: Vec<Arc<str>> = peers.iter().map(|peer| (*peer).into()).collect();
-        Formation::new(me, &peers, 1, Connections::new(Arc::new(Tcp), 0))
+        Formation::new(me, &peers, 1, Connections::new(Arc::new(Tcp)))
     }
 
     fn request(node: u64, asked: &[&str]) -> FoundRequest {

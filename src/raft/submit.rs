@@ -230,7 +230,7 @@ mod tests {
             boot: storage.boot,
             address: "127.0.0.1:1".into(),
         };
-        let connections = Connections::new(Arc::new(Tcp), 1 << 20);
+        let connections = Connections::new(Arc::new(Tcp));
         let clocks = Clocks::new();
         let network = Network {
             cluster: me.cluster.clone(),

@@ -1,0 +1,117 @@
+//! Room for the large messages that are being put together on a node.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many bytes may be put together at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) per_peer: usize,
+    pub(crate) per_node: usize,
+}
+
+/// What permits stand for: a permit a byte would be more than there can be.
+const UNIT_BYTES: usize = 1 << 10;
+
+/// The room of a node, shared by its links.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    node: Arc<Semaphore>,
+    units_per_peer: usize,
+}
+
+/// The room of one link.
+pub(crate) struct PeerRoom {
+    node: Arc<Semaphore>,
+    peer: Arc<Semaphore>,
+}
+
+/// Room that is taken, until this is dropped.
+pub(crate) struct Taken {
+    _peer: OwnedSemaphorePermit,
+    _node: OwnedSemaphorePermit,
+}
+
+fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+}
+
+impl Room {
+    /// There is room for the largest message in any case.
+    pub(crate) fn new(bounds: Bounds, max_message: usize) -> Self {
+        let at_least = |bytes: usize| units(bytes.max(max_message)) as usize;
+        Self {
+            node: Arc::new(Semaphore::new(at_least(bounds.per_node))),
+            units_per_peer: at_least(bounds.per_peer),
+        }
+    }
+
+    pub(crate) fn of_peer(&self) -> PeerRoom {
+        PeerRoom {
+            node: self.node.clone(),
+            peer: Arc::new(Semaphore::new(self.units_per_peer)),
+        }
+    }
+}
+
+impl PeerRoom {
+    /// Takes room for so many bytes, if it is there now.
+    pub(crate) fn try_take(&self, bytes: usize) -> Option<Taken> {
+        let units = units(bytes);
+        Some(Taken {
+            _peer: self.peer.clone().try_acquire_many_owned(units).ok()?,
+            _node: self.node.clone().try_acquire_many_owned(units).ok()?,
+        })
+    }
+
+    /// Takes room for so many bytes when it is there. Who waits gets it in turn,
+    /// so that a very large message is not passed over for ever.
+    pub(crate) fn take(&self, bytes: usize) -> impl Future<Output = Option<Taken>> + use<> {
+        let (peer, node, units) = (self.peer.clone(), self.node.clone(), units(bytes));
+        async move {
+            // Nobody closes them; if it were so, there would be no room.
+            Some(Taken {
+                _peer: peer.acquire_many_owned(units).await.ok()?,
+                _node: node.acquire_many_owned(units).await.ok()?,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[test]
+    fn a_peer_gets_no_more_than_its_part() {
+        let room = Room::new(
+            Bounds {
+                per_peer: 2 * MIB,
+                per_node: 3 * MIB,
+            },
+            MIB,
+        );
+        let (one, other) = (room.of_peer(), room.of_peer());
+        let taken = one.try_take(2 * MIB).unwrap();
+        assert!(one.try_take(1).is_none(), "its part is used up");
+        assert!(other.try_take(2 * MIB).is_none(), "the node's is");
+        assert!(other.try_take(MIB).is_some());
+        let waits = other.take(2 * MIB);
+        drop(taken);
+        assert!(waits.now_or_never().flatten().is_some());
+    }
+
+    #[test]
+    fn there_is_room_for_the_largest_message() {
+        let bounds = Bounds {
+            per_peer: 1,
+            per_node: 1,
+        };
+        assert!(Room::new(bounds, MIB).of_peer().try_take(MIB).is_some());
+    }
+}
