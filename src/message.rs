@@ -123,8 +123,11 @@ pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, Enc
         Ok(()) if size > limit => Err(EncodeError::TooLarge(size)),
         Ok(()) => Ok(bytes.split().freeze()),
     };
-    bytes.clear();
-    let _ = ARENA.try_with(|arena| arena.set(bytes));
+    // What is left of a large message's piece would keep all of it.
+    if size <= ARENA_BYTES {
+        bytes.clear();
+        let _ = ARENA.try_with(|arena| arena.set(bytes));
+    }
     result
 }
 

@@ -2,66 +2,18 @@
 
 mod common;
 
-/// The wire, as the crate has it.
-mod proto {
-    #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
-    include!("../src/proto/dchan.v1.rs");
-}
+#[path = "common/peer.rs"]
+mod peer;
 
 use bytes::Bytes;
 use common::*;
-use dchan::Cluster;
 use futures_util::StreamExt;
+use peer::{client, link, open, proto};
 use proto::{
-    Channel, LinkReply, LinkRequest, Open, RaftRequest, Run, SubmitRequest, opened::Answer,
-    peer_client::PeerClient, submit_reply::Outcome,
+    Channel, LinkRequest, Open, RaftRequest, Run, SubmitRequest, opened::Answer,
+    submit_reply::Outcome,
 };
-use tokio::sync::mpsc;
-use tonic::{Code, Streaming, transport::Endpoint};
-
-type Client = PeerClient<tonic::transport::Channel>;
-
-async fn client(node: &Cluster) -> Client {
-    let endpoint = Endpoint::from_shared(format!("http://{}", node.status().address));
-    let endpoint = endpoint.expect("a node has an address");
-    PeerClient::connect(endpoint).await.expect("a node listens")
-}
-
-/// What opens a link from a node that the test makes up.
-fn open(node: &Cluster) -> Open {
-    Open {
-        cluster: node.status().cluster_id,
-        node: 1,
-        boot: 1,
-        target: node.status().node.get(),
-        target_boot: node.status().boot,
-    }
-}
-
-/// Opens a link. Returns the answer, the frames to send and those that come.
-async fn link(
-    node: &Cluster,
-    open: Open,
-) -> (
-    Answer,
-    mpsc::UnboundedSender<LinkRequest>,
-    Streaming<LinkReply>,
-) {
-    let (frames, receiver) = mpsc::unbounded_channel();
-    let first = LinkRequest {
-        open: Some(open),
-        ..LinkRequest::default()
-    };
-    frames.send(first).expect("the stream is open");
-    let stream = futures_util::stream::unfold(receiver, |mut receiver| async move {
-        Some((receiver.recv().await?, receiver))
-    });
-    let replies = client(node).await.link(stream).await;
-    let mut replies = replies.expect("a link is answered").into_inner();
-    let first = replies.next().await.expect("an answer").expect("a frame");
-    let answer = first.opened.expect("the first frame answers").answer();
-    (answer, frames, replies)
-}
+use tonic::Code;
 
 #[actix::test]
 async fn a_link_to_another_cluster_node_or_boot_is_refused() {

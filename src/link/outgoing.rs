@@ -564,6 +564,10 @@ impl Writer {
                 continue;
             };
             bytes += append(&mut frame, channel, load, &mut self.link.shared());
+            // The peer reads a frame's chunks last, so nothing comes behind one.
+            if !frame.chunks.is_empty() {
+                break;
+            }
         }
         Some(frame)
     }

@@ -282,9 +282,11 @@ pub struct Run {
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub messages: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
-/// A part of a large message, or of a large reply to one. The parts of one come
-/// in order, and no other message of the channel comes between them. The first
-/// may be sent at once, the others as the other side allows.
+/// A part of a large message, or of a large reply to one. The first has no data
+/// and announces the size; the others follow in order as far as the other side
+/// lets them. No other message of the channel comes between them, and none comes
+/// behind them in one frame. Without data and size it says that the message is
+/// given up.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Chunk {
     #[prost(uint32, tag = "1")]
@@ -302,7 +304,7 @@ pub struct Chunk {
     #[prost(bytes = "bytes", tag = "6")]
     pub data: ::prost::bytes::Bytes,
 }
-/// How far chunks may go on: up to this offset.
+/// How far chunks may go on: up to this offset. Nought gives a reply up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Proceed {
     #[prost(uint32, tag = "1")]
