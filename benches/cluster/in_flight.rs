@@ -1,0 +1,42 @@
+//! Messages of which each is awaited.
+
+use std::{future::Future, time::Instant};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+
+use crate::{item::Item, item::Stock, latency::Latencies, orders::Sent};
+
+/// Keeps so many in flight until the time is over, and then awaits the rest.
+/// The future says whether all went well.
+pub(crate) async fn keep<F: Future<Output = bool>>(
+    in_flight: usize,
+    until: Instant,
+    stock: &Stock,
+    mut send: impl FnMut(Item) -> F,
+) -> Sent {
+    let mut latencies = Latencies::new();
+    let mut failed = 0;
+    let mut pending = FuturesUnordered::new();
+    loop {
+        while pending.len() < in_flight {
+            let begin = Instant::now();
+            if begin >= until {
+                break;
+            }
+            let sending = send(stock.item());
+            pending.push(async move { (begin, sending.await) });
+        }
+        match pending.next().await {
+            Some((begin, well)) => {
+                latencies.record(begin.elapsed());
+                failed += u64::from(!well);
+            }
+            None => break,
+        }
+    }
+    Sent {
+        sent: stock.taken(),
+        failed,
+        latency: Some(latencies.percentiles()),
+    }
+}
