@@ -5,7 +5,7 @@ use std::{
     cell::Cell,
     fmt::Display,
     io,
-    mem::size_of,
+    mem::{self, size_of},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -92,60 +92,70 @@ pub(crate) enum EncodeError {
     TooLarge(usize),
 }
 
-/// What is allocated for messages at once. Each takes the next piece of it, and
-/// it is freed with the last of them.
+/// What is allocated for small messages at once. Each takes the next piece of
+/// it, and it is freed with the last of them.
 const ARENA_BYTES: usize = 64 << 10;
+/// Larger messages have memory of their own.
+const SMALL_BYTES: usize = ARENA_BYTES / 4;
 
 thread_local! {
-    /// Where this thread puts what it encodes. Taken out while it is used, for a
-    /// value's own code may encode another one.
+    /// Where this thread encodes, and where it then puts what is small. Taken out
+    /// while they are used, for a value's own code may encode another one.
+    static SCRATCH: Cell<Vec<u8>> = Cell::default();
     static ARENA: Cell<BytesMut> = Cell::default();
 }
 
 /// MessagePack with field names, so that fields can be added while nodes of
 /// both versions run. `limit` is in bytes; of what is larger, no more is kept.
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
-    let mut arena = ARENA.try_with(Cell::take).unwrap_or_default();
-    if arena.capacity() == 0 {
-        arena.reserve(ARENA_BYTES);
-    }
     let mut writer = Writer {
-        bytes: arena,
-        size: 0,
+        bytes: SCRATCH.try_with(Cell::take).unwrap_or_default(),
+        dropped: 0,
         limit,
     };
+    writer.bytes.clear();
     let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
-    let Writer {
-        mut bytes, size, ..
-    } = writer;
-    let result = match encoded {
-        Err(reason) => Err(EncodeError::Failed(reason)),
-        Ok(()) if size > limit => Err(EncodeError::TooLarge(size)),
-        Ok(()) => Ok(bytes.split().freeze()),
-    };
-    // What is left of a large message's piece would keep all of it.
-    if size <= ARENA_BYTES {
-        bytes.clear();
-        let _ = ARENA.try_with(|arena| arena.set(bytes));
+    let Writer { bytes, dropped, .. } = writer;
+    encoded.map_err(EncodeError::Failed)?;
+    if dropped > 0 {
+        return Err(EncodeError::TooLarge(bytes.len() + dropped));
     }
-    result
+    if bytes.len() > SMALL_BYTES {
+        return Ok(bytes.into());
+    }
+    let mut arena = ARENA.try_with(Cell::take).unwrap_or_default();
+    if arena.capacity() < bytes.len() {
+        arena = BytesMut::with_capacity(ARENA_BYTES);
+    }
+    arena.extend_from_slice(&bytes);
+    let message = arena.split().freeze();
+    let _ = ARENA.try_with(|kept| kept.set(arena));
+    let _ = SCRATCH.try_with(|kept| kept.set(bytes));
+    Ok(message)
 }
 
-/// Keeps up to `limit` bytes, and counts all.
+/// Keeps up to `limit` bytes, and counts the others.
 struct Writer {
-    bytes: BytesMut,
-    size: usize,
+    bytes: Vec<u8>,
+    dropped: usize,
     limit: usize,
 }
 
 impl io::Write for Writer {
+    #[inline]
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        self.size += part.len();
-        match self.size <= self.limit {
-            true => self.bytes.extend_from_slice(part),
-            false => self.bytes = BytesMut::new(),
-        }
+        self.write_all(part)?;
         Ok(part.len())
+    }
+
+    // A message is written in many small parts.
+    #[inline]
+    fn write_all(&mut self, part: &[u8]) -> io::Result<()> {
+        match self.bytes.len() + part.len() <= self.limit && self.dropped == 0 {
+            true => self.bytes.extend_from_slice(part),
+            false => self.dropped += part.len() + mem::take(&mut self.bytes).len(),
+        }
+        Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -266,7 +266,9 @@ impl<M: RemoteMessage> Outbox<M> {
                 }
                 _ => {
                     drop(state);
-                    parcel = parcel.encoded(self.limits().max_message)?;
+                    if let Err(error) = parcel.encode(self.limits().max_message) {
+                        return Err(parcel.failed(error));
+                    }
                 }
             }
         }
@@ -316,15 +318,11 @@ impl<M: RemoteMessage> Outbox<M> {
             let Some(mut parcel) = state.pop_waiting() else {
                 break;
             };
-            if !state.lanes[lane].is_local() {
-                match parcel.encoded(self.limits().max_message) {
-                    Ok(encoded) => parcel = encoded,
-                    Err(unsent) => {
-                        let Unsent { mut parcel, error } = *unsent;
-                        self.fail(&mut state.traffic, &mut parcel, error);
-                        continue;
-                    }
-                }
+            if !state.lanes[lane].is_local()
+                && let Err(error) = parcel.encode(self.limits().max_message)
+            {
+                self.fail(&mut state.traffic, &mut parcel, error);
+                continue;
             }
             if let Err(parcel) = self.hand_over(state, lane, parcel) {
                 state.wait_again(parcel);

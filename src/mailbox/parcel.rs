@@ -65,21 +65,16 @@ impl<M: RemoteMessage> Parcel<M> {
 
     /// Makes it fit to travel. `limit` is the size of the largest message, in
     /// bytes.
-    pub(super) fn encoded(mut self, limit: usize) -> Result<Self, Box<Unsent<M>>> {
-        let Some(Body::Value(message)) = &self.body else {
-            return Ok(self);
-        };
-        match encode(message, limit) {
-            Ok(bytes) => {
-                self.size = bytes.len();
-                self.body = Some(Body::Encoded(bytes));
-                Ok(self)
-            }
-            Err(EncodeError::TooLarge(size)) => {
-                Err(self.failed(DeliveryError::TooLarge { size, limit }))
-            }
-            Err(EncodeError::Failed(reason)) => Err(self.failed(DeliveryError::Encode { reason })),
+    pub(super) fn encode(&mut self, limit: usize) -> Result<(), DeliveryError> {
+        if let Some(Body::Value(message)) = &self.body {
+            let bytes = encode(message, limit).map_err(|error| match error {
+                EncodeError::TooLarge(size) => DeliveryError::TooLarge { size, limit },
+                EncodeError::Failed(reason) => DeliveryError::Encode { reason },
+            })?;
+            self.size = bytes.len();
+            self.body = Some(Body::Encoded(bytes));
         }
+        Ok(())
     }
 
     pub(super) fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {
