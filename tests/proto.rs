@@ -9,11 +9,11 @@ fn the_generated_code_matches_the_protocol_files() {
 
 #[test]
 fn the_generated_code_of_the_benches_matches_their_protocol_file() {
-    let directory = "benches/cluster/bare";
+    let directory = "benches/cluster/worker/bare";
     matches(
         directory,
         "bare.proto",
-        "benches/cluster/bare/dchan.bench.rs",
+        "benches/cluster/worker/bare/dchan.bench.rs",
     );
 }
 

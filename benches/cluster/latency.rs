@@ -1,16 +1,18 @@
-//! How long messages take, as their sender sees it.
+//! How long something takes, time after time.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::orders::Percentiles;
+use crate::tasks::Percentiles;
+
+const LONGEST: Duration = Duration::from_secs(120);
 
 pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, 120_000_000_000, 3);
+        let histogram = Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3);
         Self(histogram.expect("the bounds are in order"))
     }
 
@@ -25,5 +27,15 @@ impl Latencies {
             p99: micros(0.99),
             p999: micros(0.999),
         }
+    }
+}
+
+impl FromIterator<Duration> for Latencies {
+    fn from_iter<I: IntoIterator<Item = Duration>>(latencies: I) -> Self {
+        let mut all = Self::new();
+        for latency in latencies {
+            all.record(latency);
+        }
+        all
     }
 }

@@ -1,71 +1,131 @@
-//! The table that a person reads.
+//! The tables that a person reads.
 
-use crate::figures::Figures;
+use crate::{
+    case::Case,
+    figures::Figures,
+    targets::{Limit, Target},
+};
 
-/// The figures of each subject, of all runs.
-pub(crate) fn print(subjects: &[Vec<Figures>]) {
-    let medians: Vec<Figures> = subjects.iter().map(|runs| Figures::median(runs)).collect();
-    let first = &medians[0];
-    let runs = subjects[0].len();
+/// The figures of one case: all runs of each thing that is measured.
+pub(crate) fn print(case: &Case, measured: &[Vec<Figures>]) {
+    let medians: Vec<Figures> = measured.iter().map(|runs| Figures::median(runs)).collect();
     println!(
-        "{}: {} bytes, {} receiver(s), median of {runs} run(s)",
-        first.mode, first.size, first.receivers
-    );
-    let mut head = format!(
-        "{:<14}{:>12}{:>19}{:>10}{:>10}{:>10}{:>9}{:>9}{:>9}{:>6}{:>6}",
-        "",
-        "messages/s",
-        "min..max",
-        "p50 us",
-        "p99 us",
-        "p99.9 us",
-        "CPU us",
-        "MiB out",
-        "MiB in",
-        "lost",
-        "twice"
+        "\n{}, {} bytes, {} receiver(s), median of {} run(s)",
+        case.mode.name(),
+        case.size,
+        case.receivers,
+        measured[0].len()
     );
     let baselines: Vec<&Figures> = medians
         .iter()
         .filter(|figures| !figures.subject.starts_with("dchan"))
         .collect();
-    for baseline in &baselines {
-        head += &format!("{:>11}", format!("/ {}", baseline.subject));
-    }
-    println!("{head}");
-    for (runs, median) in subjects.iter().zip(&medians) {
-        let rates = || runs.iter().map(|run| run.per_second);
-        let (least, most) = (
-            rates().fold(f64::INFINITY, f64::min),
-            rates().fold(0.0, f64::max),
-        );
-        let micros =
-            |value: Option<f64>| value.map_or("-".to_owned(), |micros| format!("{micros:.1}"));
-        let mut line = format!(
-            "{:<14}{:>12}{:>19}{:>10}{:>10}{:>10}{:>9.2}{:>9.1}{:>9.1}{:>6}{:>6}",
-            median.subject,
-            rate(median.per_second),
-            format!("{}..{}", rate(least), rate(most)),
-            micros(median.p50_us),
-            micros(median.p99_us),
-            micros(median.p999_us),
-            median.cpu_us_per_message,
-            median.rss_sender_mib,
-            median.rss_receiver_mib,
-            median.lost,
-            median.duplicated,
-        );
-        for baseline in &baselines {
-            line += &format!("{:>11.2}", median.per_second / baseline.per_second);
-        }
-        println!("{line}");
+    let columns = [
+        "count", "a second", "min..max", "p50 us", "p99 us", "p99.9 us", "CPU us", "MiB out",
+        "MiB in", "lost", "twice",
+    ];
+    let head = columns.map(str::to_owned).into_iter();
+    let head = head.chain(
+        baselines
+            .iter()
+            .map(|baseline| format!("/ {}", baseline.subject)),
+    );
+    line("", &head.collect::<Vec<_>>());
+    for (runs, median) in measured.iter().zip(&medians) {
+        let mut columns = vec![
+            median.messages.to_string(),
+            median.per_second.map_or_else(none, short),
+            range(runs),
+            decimal(median.p50_us),
+            decimal(median.p99_us),
+            decimal(median.p999_us),
+            decimal(median.cpu_us_per_message),
+            decimal(median.rss_sender_mib),
+            decimal(median.rss_receiver_mib),
+            median.lost.to_string(),
+            median.duplicated.to_string(),
+        ];
+        columns.extend(baselines.iter().map(|baseline| {
+            let ratio = median.per_second.zip(baseline.per_second);
+            ratio.map_or_else(none, |(ours, theirs)| format!("{:.2}", ours / theirs))
+        }));
+        let part = median.mode.split_once('/').map_or("", |(_, part)| part);
+        line(&format!("{} {part}", median.subject), &columns);
     }
 }
 
-fn rate(per_second: f64) -> String {
-    match per_second {
-        1e6.. => format!("{:.2}M", per_second / 1e6),
-        1e4.. => format!("{:.1}k", per_second / 1e3),
-        _ => format!("{per_second:.0}"),
+/// What was promised, and what was measured of it.
+pub(crate) fn print_targets(targets: &[Target], layouts: &[&'static str]) {
+    if targets.is_empty() {
+        return;
+    }
+    println!(
+        "\n{:<64}{:>10}{:>15}{:>15}",
+        "",
+        "target",
+        layouts[0],
+        layouts.get(1).unwrap_or(&"")
+    );
+    for target in targets {
+        let limit = match target.limit {
+            Limit::AtLeast(least) => format!(">= {least}"),
+            Limit::AtMost(most) => format!("<= {most}"),
+        };
+        let values = target.values.iter().map(|value| {
+            let value = value.map_or_else(none, |value| format!("{value:.2}"));
+            format!("{value:>15}")
+        });
+        let held = match target.is_held() {
+            true => "",
+            false => "  missed",
+        };
+        println!(
+            "{:<64}{limit:>10}{}{held}",
+            target.what,
+            values.collect::<String>()
+        );
+    }
+}
+
+fn line(name: &str, columns: &[String]) {
+    let columns: String = columns
+        .iter()
+        .map(|column| format!("{column:>11}"))
+        .collect();
+    println!("{name:<32}{columns}");
+}
+
+/// The least and the most of all runs.
+fn range(runs: &[Figures]) -> String {
+    let rates: Option<Vec<f64>> = runs.iter().map(|run| run.per_second).collect();
+    let Some(rates) = rates.filter(|rates| rates.len() > 1) else {
+        return none();
+    };
+    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    // One column's width has to do for both.
+    format!("{}..{}", short(least), short(most))
+}
+
+fn none() -> String {
+    "-".to_owned()
+}
+
+fn decimal(value: Option<f64>) -> String {
+    value.map_or_else(none, |value| match value {
+        100.0.. => format!("{value:.0}"),
+        _ => format!("{value:.2}"),
+    })
+}
+
+fn short(number: f64) -> String {
+    let (number, unit) = match number {
+        1e6.. => (number / 1e6, "M"),
+        1e3.. => (number / 1e3, "k"),
+        _ => (number, ""),
+    };
+    match number {
+        100.0.. => format!("{number:.0}{unit}"),
+        _ => format!("{number:.1}{unit}"),
     }
 }

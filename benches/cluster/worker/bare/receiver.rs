@@ -15,19 +15,22 @@ use super::{
     generated::bare_server::{Bare, BareServer},
 };
 use crate::{
-    item::{Item, SharedLedger, open},
-    options::Mode,
+    item::Item,
+    ledger::{SharedLedger, open},
+    tasks::{Kind, Orders},
 };
 
 struct Receiver {
     ledger: SharedLedger,
-    mode: Mode,
+    kind: Kind,
 }
 
 /// Serves until the process ends.
-pub(crate) async fn serve(address: &str, ledger: SharedLedger, mode: Mode) {
+pub(crate) fn serve(orders: &Orders, ledger: SharedLedger) {
+    let address = &orders.addresses[orders.mine.start];
     let incoming = TcpIncoming::bind(address.parse().unwrap()).unwrap();
-    let service = BareServer::new(Receiver { ledger, mode }).max_decoding_message_size(usize::MAX);
+    let kind = orders.kind;
+    let service = BareServer::new(Receiver { ledger, kind }).max_decoding_message_size(usize::MAX);
     let server = Server::builder()
         .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -41,7 +44,7 @@ pub(crate) async fn serve(address: &str, ledger: SharedLedger, mode: Mode) {
 #[tonic::async_trait]
 impl Bare for Receiver {
     async fn call(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
-        let handled = handle(&self.ledger, self.mode, request.into_inner());
+        let handled = handle(&self.ledger, self.kind, request.into_inner());
         Ok(Response::new(handled.unwrap_or_default()))
     }
 
@@ -51,7 +54,7 @@ impl Bare for Receiver {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
-        let answers = answers(request.into_inner(), self.ledger.clone(), self.mode);
+        let answers = answers(request.into_inner(), self.ledger.clone(), self.kind);
         Ok(Response::new(Box::pin(answers)))
     }
 }
@@ -61,11 +64,11 @@ impl Bare for Receiver {
 fn answers(
     frames: Streaming<Frame>,
     ledger: SharedLedger,
-    mode: Mode,
+    kind: Kind,
 ) -> impl Stream<Item = Result<Frame, Status>> {
     stream::try_unfold((frames, ledger), move |(mut frames, ledger)| async move {
         while let Some(frame) = frames.message().await? {
-            if let Some(answer) = handle(&ledger, mode, frame) {
+            if let Some(answer) = handle(&ledger, kind, frame) {
                 return Ok(Some((answer, (frames, ledger))));
             }
         }
@@ -73,22 +76,21 @@ fn answers(
     })
 }
 
-/// Decodes and notes all messages, and answers as the mode wants it: not at
-/// all, with how many there were, or with a reply to each.
-fn handle(ledger: &SharedLedger, mode: Mode, frame: Frame) -> Option<Frame> {
+/// Decodes and notes all messages, and answers as it is awaited: not at all, with how many there were, or with a reply to each.
+fn handle(ledger: &SharedLedger, kind: Kind, frame: Frame) -> Option<Frame> {
     let mut ledger = open(ledger);
     let items = messages::<Item>(frame.messages);
     let mut answer = Batch::default();
-    match mode {
-        Mode::Ask | Mode::Ping => {
+    match kind {
+        Kind::Ask => {
             for item in items {
                 ledger.note(&item);
                 answer.push(&item.id);
             }
         }
-        Mode::Flood | Mode::Deliver => {
+        Kind::Flood | Kind::Deliver => {
             let count = items.map(|item| ledger.note(&item)).count();
-            if mode == Mode::Flood {
+            if kind == Kind::Flood {
                 return None;
             }
             answer.push(&count);

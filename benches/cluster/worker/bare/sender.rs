@@ -14,16 +14,16 @@ use tonic::{
 };
 
 use super::{
+    super::in_flight,
     CONNECTION_WINDOW, FRAME_BYTES, Frame, STREAM_WINDOW,
     frame::{Batch, messages},
     generated::bare_client::BareClient,
     window::{Unanswered, Window},
 };
 use crate::{
-    in_flight,
     item::{Item, Stock},
-    options::{Mode, Subject},
-    orders::{Orders, Sent},
+    options::Subject,
+    tasks::{Kind, Load, Orders, Sent},
 };
 
 /// What a gRPC message holds at most, unless a single message is larger.
@@ -34,10 +34,8 @@ const MESSAGE_OVERHEAD: usize = 32;
 pub(crate) struct Sender {
     receivers: Vec<BareClient<Channel>>,
     subject: Subject,
-    mode: Mode,
-    in_flight: usize,
+    /// Bytes of a message.
     size: usize,
-    stock: Arc<Stock>,
 }
 
 impl Sender {
@@ -47,93 +45,89 @@ impl Sender {
         Self {
             receivers: receivers.collect(),
             subject: orders.subject,
-            mode: orders.mode,
-            in_flight: orders.in_flight,
-            size: orders.size,
-            stock: Arc::new(Stock::new(orders.size)),
+            size: orders.size + MESSAGE_OVERHEAD,
         }
     }
 
-    pub(crate) async fn send(&self, until: Instant) -> Sent {
-        let sent = match self.subject {
-            Subject::Unary => Ok(self.call(until).await),
-            _ => self.link(until).await,
-        };
-        sent.unwrap_or_else(|status| panic!("a stream broke: {status}"))
+    pub(crate) async fn send(&self, load: Load, stock: &Arc<Stock>) -> Sent {
+        match self.subject {
+            Subject::Unary => self.call(&load, stock).await,
+            _ => {
+                let sent = self.link(&load, stock).await;
+                sent.unwrap_or_else(|status| panic!("a stream broke: {status}"))
+            }
+        }
     }
 
     /// A call a message, of which so many are under way.
-    async fn call(&self, until: Instant) -> Sent {
+    async fn call(&self, load: &Load, stock: &Stock) -> Sent {
         let mut turn = self.receivers.iter().cycle();
         let call = |item: Item| {
             let mut receiver = turn.next().expect("there is one").clone();
-            let asks = self.mode != Mode::Deliver && self.mode != Mode::Flood;
             async move {
-                let mut batch = Batch::with_capacity(self.size + MESSAGE_OVERHEAD);
+                let mut batch = Batch::with_capacity(self.size);
                 batch.push(&item);
                 let Ok(reply) = receiver.call(batch.frame()).await else {
                     return false;
                 };
                 let reply = messages::<u64>(reply.into_inner().messages).next();
-                !asks || reply == Some(item.id)
+                load.kind != Kind::Ask || reply == Some(item.id)
             }
         };
-        let sent = in_flight::keep(self.in_flight, until, &self.stock, call).await;
-        match self.mode {
-            // Nobody asks, though it is known.
-            Mode::Flood => Sent {
-                latency: None,
-                ..sent
-            },
-            _ => sent,
-        }
+        let until = Instant::now() + load.lasts;
+        let sent = in_flight::keep(load.in_flight, until, stock, call).await;
+        // In a flood nobody asks, though it is known.
+        let latency = sent.latency.filter(|_| load.kind != Kind::Flood);
+        Sent { latency, ..sent }
     }
 
     /// A stream to each receiver.
-    async fn link(&self, until: Instant) -> Result<Sent, Status> {
-        let window = (self.mode != Mode::Flood).then(|| Window::new(self.in_flight));
+    async fn link(&self, load: &Load, stock: &Arc<Stock>) -> Result<Sent, Status> {
+        let before = stock.taken();
+        let until = Instant::now() + load.lasts;
+        let window = (load.kind != Kind::Flood).then(|| Window::new(load.in_flight));
         let streams = self.receivers.iter().map(|receiver| {
             let unanswered = Unanswered::default();
             let frames = Frames {
-                stock: self.stock.clone(),
+                stock: stock.clone(),
                 window: window.clone(),
                 unanswered: unanswered.clone(),
                 batch_bytes: match self.subject {
                     Subject::Batched => BATCH_BYTES,
                     _ => 1,
                 },
-                message_bytes: self.size + MESSAGE_OVERHEAD,
+                message_bytes: self.size,
                 until,
             };
-            self.follow(receiver.clone(), frames, window.clone(), unanswered)
+            let answered = window.clone().map(|window| (window, unanswered));
+            follow(receiver.clone(), load.kind, frames, answered)
         });
         try_join_all(streams).await?;
         Ok(Sent {
-            sent: self.stock.taken(),
+            messages: stock.taken() - before,
             failed: 0,
             latency: window.map(|window| window.percentiles()),
         })
     }
+}
 
-    /// Reads the answers until all have come.
-    async fn follow(
-        &self,
-        mut receiver: BareClient<Channel>,
-        frames: Frames,
-        window: Option<Window>,
-        unanswered: Unanswered,
-    ) -> Result<(), Status> {
-        let mut answers = receiver.link(frames).await?.into_inner();
-        while let Some(answer) = answers.message().await? {
-            let window = window.as_ref().expect("a flood is not answered");
-            let answered = match self.mode {
-                Mode::Deliver => messages::<usize>(answer.messages).sum(),
-                _ => messages::<u64>(answer.messages).count(),
-            };
-            window.answered(&unanswered, answered);
-        }
-        Ok(())
+/// Reads the answers until all have come.
+async fn follow(
+    mut receiver: BareClient<Channel>,
+    kind: Kind,
+    frames: Frames,
+    answered: Option<(Window, Unanswered)>,
+) -> Result<(), Status> {
+    let mut answers = receiver.link(frames).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        let (window, unanswered) = answered.as_ref().expect("a flood is not answered");
+        let count = match kind {
+            Kind::Deliver => messages::<usize>(answer.messages).sum(),
+            _ => messages::<u64>(answer.messages).count(),
+        };
+        window.answered(unanswered, count);
     }
+    Ok(())
 }
 
 fn client(address: &str) -> BareClient<Channel> {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use crate::latency::Latencies;
+use crate::{latency::Latencies, tasks::Percentiles};
 
 /// The messages that have not been answered, in order. Shared between the
 /// writing and the reading end of a stream, and between streams where there is
@@ -81,7 +81,7 @@ impl Window {
         }
     }
 
-    pub(super) fn percentiles(&self) -> crate::orders::Percentiles {
+    pub(super) fn percentiles(&self) -> Percentiles {
         self.shared().latencies.percentiles()
     }
 }

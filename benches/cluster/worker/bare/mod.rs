@@ -13,7 +13,7 @@ mod sender;
 mod window;
 
 use self::generated::Frame;
-pub(crate) use self::{receiver::serve, sender::Sender};
+pub(super) use self::{receiver::serve, sender::Sender};
 
 // As in `src/connections.rs`.
 const FRAME_BYTES: u32 = 256 << 10;

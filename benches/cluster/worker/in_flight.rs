@@ -4,18 +4,22 @@ use std::{future::Future, time::Instant};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
-use crate::{item::Item, item::Stock, latency::Latencies, orders::Sent};
+use crate::{
+    item::{Item, Stock},
+    latency::Latencies,
+    tasks::Sent,
+};
 
 /// Keeps so many in flight until the time is over, and then awaits the rest.
 /// The future says whether all went well.
-pub(crate) async fn keep<F: Future<Output = bool>>(
+pub(super) async fn keep<F: Future<Output = bool>>(
     in_flight: usize,
     until: Instant,
     stock: &Stock,
     mut send: impl FnMut(Item) -> F,
 ) -> Sent {
     let mut latencies = Latencies::new();
-    let mut failed = 0;
+    let (mut messages, mut failed) = (0, 0);
     let mut pending = FuturesUnordered::new();
     loop {
         while pending.len() < in_flight {
@@ -29,13 +33,14 @@ pub(crate) async fn keep<F: Future<Output = bool>>(
         match pending.next().await {
             Some((begin, well)) => {
                 latencies.record(begin.elapsed());
+                messages += 1;
                 failed += u64::from(!well);
             }
             None => break,
         }
     }
     Sent {
-        sent: stock.taken(),
+        messages,
         failed,
         latency: Some(latencies.percentiles()),
     }
