@@ -9,18 +9,27 @@
 //! ```
 //!
 //! `DCHAN_MUTANTS=NAME` plants the one of that name.
+//!
+//! Those that only show under many faults have to be found by the simulation, in
+//! one of its first 200 seeds, which must pass without them.
 
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Read, Seek},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+/// Stands for the simulation, one seed after the other.
+const SIMULATION: &[&str] = &["--release", "--test", "simulation"];
+/// Within so many seeds a fault has to be found.
+const SEEDS: u64 = 200;
 
 /// A fault, and the tests that have to notice.
 struct Mutant {
@@ -201,9 +210,16 @@ fn every_planted_fault_is_noticed() {
         .iter()
         .filter(|mutant| wanted == "1" || wanted == mutant.name)
         .collect();
+    let sound = chosen
+        .iter()
+        .any(|mutant| mutant.caught_by == SIMULATION)
+        .then(|| keep(simulation(copy.path()).unwrap(), copy.path()));
     let mut missed = Vec::new();
     for mutant in &chosen {
-        let (caught, how) = plant(mutant, copy.path());
+        let (caught, how) = match &sound {
+            Some(sound) if mutant.caught_by == SIMULATION => simulate(mutant, copy.path(), sound),
+            _ => plant(mutant, copy.path()),
+        };
         println!("{:<28} {how}", mutant.name);
         if !caught {
             missed.push(mutant.name);
@@ -243,42 +259,112 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     }
 }
 
+/// Whether the simulation finds the fault, in a seed that passes without it.
+fn simulate(mutant: &Mutant, copy: &Path, sound: &Path) -> (bool, String) {
+    let file = copy.join(mutant.file);
+    let source = fs::read_to_string(&file).unwrap();
+    fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
+    let faulty = simulation(copy);
+    fs::write(&file, source).unwrap();
+    let Some(faulty) = faulty else {
+        return (false, "does not build".to_owned());
+    };
+    let begin = Instant::now();
+    let found = (1..=SEEDS).find_map(|seed| Some((seed, run_seed(&faulty, seed).err()?)));
+    let seconds = begin.elapsed().as_secs();
+    match found {
+        None => (false, format!("NOT found in {SEEDS} seeds, {seconds} s")),
+        Some((seed, violation)) => match run_seed(sound, seed) {
+            Ok(()) => (
+                true,
+                format!("found by seed {seed}, {seconds} s: {violation}"),
+            ),
+            Err(_) => (false, format!("seed {seed} fails without it")),
+        },
+    }
+}
+
+/// Builds the simulation in the copy. Where it is then.
+fn simulation(copy: &Path) -> Option<PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--no-run", "--target-dir"])
+        .arg(target())
+        .args(SIMULATION)
+        .current_dir(copy)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let program = said.rsplit_once("simulation/main.rs (")?.1;
+    output
+        .status
+        .success()
+        .then(|| program.split(')').next().unwrap().into())
+}
+
+/// Keeps a program where no later build replaces it.
+fn keep(program: PathBuf, copy: &Path) -> PathBuf {
+    let kept = copy.join("sound");
+    fs::copy(program, &kept).unwrap();
+    kept
+}
+
+/// Runs one seed. An error says what was violated first.
+fn run_seed(program: &Path, seed: u64) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.env("DCHAN_SIM_SEED", seed.to_string());
+    let (succeeded, output) = run(&mut command);
+    if succeeded {
+        return Ok(());
+    }
+    let mut lines = output.lines();
+    let violation = lines.find_map(|line| line.strip_prefix("violated: "));
+    Err(violation.unwrap_or("no end of it").to_owned())
+}
+
+fn target() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root().join("target"), PathBuf::from);
+    target.join("mutants")
+}
+
 /// Runs `cargo test` in the copy. Tests that hang fail, and so does a run of
 /// none.
 fn passes(copy: &Path, arguments: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--target-dir"]).arg(target());
+    let (succeeded, output) = run(command.args(arguments).current_dir(copy));
+    succeeded && (output.contains(" ... ok") || arguments.contains(&"--no-run"))
+}
+
+/// Whether a command succeeds, and what it says. One that hangs does not.
+fn run(command: &mut Command) -> (bool, String) {
     const PATIENCE: Duration = Duration::from_secs(300);
-    let target: PathBuf = env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), PathBuf::from)
-        .join("mutants");
-    let output = copy.join("output");
-    let mut child = Command::new(env!("CARGO"))
-        .args(["test", "--target-dir"])
-        .arg(target)
-        .args(arguments)
-        .current_dir(copy)
+    let mut output = tempfile::tempfile().unwrap();
+    let mut child = command
         .env_remove("DCHAN_MUTANTS")
-        .stdout(fs::File::create(&output).unwrap())
+        .stdout(output.try_clone().unwrap())
         .stderr(Stdio::null())
         // With all that it starts.
         .process_group(0)
         .spawn()
         .unwrap();
     let begin = Instant::now();
-    loop {
+    let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
-            let output = fs::read_to_string(output).unwrap();
-            let tested = output.contains(" ... ok") || arguments.contains(&"--no-run");
-            return status.success() && tested;
+            break status;
         }
         if begin.elapsed() > PATIENCE {
             let group = format!("-{}", child.id());
             let killed = Command::new("kill").args(["-9", "--", &group]).status();
             assert!(killed.unwrap().success());
-            child.wait().unwrap();
-            return false;
+            break child.wait().unwrap();
         }
-        thread::sleep(Duration::from_millis(100));
-    }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let mut said = String::new();
+    output.rewind().unwrap();
+    output.read_to_string(&mut said).unwrap();
+    (status.success(), said)
 }
 
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
