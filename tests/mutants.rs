@@ -8,7 +8,7 @@
 //! DCHAN_MUTANTS=1 cargo test --test mutants -- --nocapture
 //! ```
 //!
-//! `DCHAN_MUTANTS=NAME` plants the one of that name.
+//! `DCHAN_MUTANTS=NAME,NAME` plants those of these names.
 //!
 //! Those that only show under many faults have to be found by the simulation, in
 //! one of its first 200 seeds, which must pass without them.
@@ -174,6 +174,149 @@ const MUTANTS: &[Mutant] = &[
                     self.remove(*node);",
         caught_by: &["--lib", "view"],
     },
+    Mutant {
+        name: "patience-drawn-once",
+        file: "src/raft/election.rs",
+        sound: "        *self = Self::new();",
+        faulty: "        (self.since, self.asking) = (Instant::now(), false);",
+        caught_by: &["--lib", "raft::election"],
+    },
+    Mutant {
+        name: "append-without-a-sync",
+        file: "src/raft/store.rs",
+        sound: "        self.write(Durability::Immediate, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            for",
+        faulty: "        self.write(Durability::None, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            for",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "vote-without-a-sync",
+        file: "src/raft/store.rs",
+        sound: "        let vote = *vote;
+        self.write(Durability::Immediate,",
+        faulty: "        let vote = *vote;
+        self.write(Durability::None,",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "apply-twice",
+        file: "src/raft/state_machine.rs",
+        sound: "        last: meta.last_log_id,",
+        faulty: "        last: meta.last_log_id.map(|mut last| {
+            last.index -= 9;
+            last
+        }),",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "apply-nothing-after-a-restart",
+        file: "src/raft/state_machine.rs",
+        sound: "Ok((self.applied.last, ",
+        faulty: "Ok((self.store.last_log_id().ok().flatten(), ",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "forget-the-tail-of-a-snapshot",
+        file: "src/raft/state_machine.rs",
+        sound: "    let Content { view } = rmp_serde::from_slice(content)?;",
+        faulty: "    let Content { mut view } = rmp_serde::from_slice(content)?;
+            Arc::make_mut(&mut view).receivers.pop_last();",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "promote-before-caught-up",
+        file: "src/raft/membership.rs",
+        sound: "matched.is_some_and(|id| id.index + CAUGHT_UP >= last)",
+        faulty: "matched.is_none_or(|id| id.index + CAUGHT_UP <= last + CAUGHT_UP)",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "drop-a-majority-of-voters",
+        file: "src/raft/policy.rs",
+        sound: "2 * stay > picture.voters.len() ||",
+        faulty: "2 * stay > 0 ||",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "evict-a-later-boot",
+        file: "src/view.rs",
+        sound: "                if self.is_up(*node, *boot) {
+                    self.remove(*node);",
+        faulty: "                if *boot != u64::MAX {
+                    self.remove(*node);",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "keep-what-earlier-boots-registered",
+        file: "src/view.rs",
+        sound: "            _ => self.remove(node),",
+        faulty: "            _ => {}",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "unregister-what-a-later-boot-registered",
+        file: "src/view.rs",
+        sound: "                if !self.is_up(*node, *boot) {
+                    return;
+                }
+                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }",
+        faulty: "                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }
+                if !self.is_up(*node, *boot) {
+                    return;
+                }",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "register-for-an-earlier-boot",
+        file: "src/view.rs",
+        sound: "                if !self.is_up(*node, *boot) {
+                    return;",
+        faulty: "                if *boot == u64::MAX {
+                    return;",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "vote-despite-a-leader",
+        file: "src/raft/election.rs",
+        sound: "heard.elapsed() > LEASE)",
+        faulty: "heard.elapsed() < LEASE * 9999)",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "two-leaders-a-term",
+        file: "Cargo.toml",
+        sound: "\"single-term-leader\", ",
+        faulty: "",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "form-without-asking-all",
+        file: "src/raft/formation.rs",
+        sound: "            if silent.is_empty()",
+        faulty: "            if silent.len() < usize::MAX",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "resend-what-may-have-arrived",
+        file: "src/mailbox/lane.rs",
+        sound: "self.under_way.split_off(&unsent)",
+        faulty: "self.under_way.split_off(&(unsent * 0))",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "reach-a-later-boot",
+        file: "src/server.rs",
+        sound: "open.target_boot != self.me.boot",
+        faulty: "open.target_boot == 0",
+        caught_by: SIMULATION,
+    },
 ];
 
 fn root() -> &'static Path {
@@ -208,7 +351,7 @@ fn every_planted_fault_is_noticed() {
     }
     let chosen: Vec<&Mutant> = MUTANTS
         .iter()
-        .filter(|mutant| wanted == "1" || wanted == mutant.name)
+        .filter(|mutant| wanted == "1" || wanted.split(',').any(|name| name == mutant.name))
         .collect();
     let sound = chosen
         .iter()
@@ -290,6 +433,8 @@ fn simulation(copy: &Path) -> Option<PathBuf> {
         .args(["test", "--no-run", "--target-dir"])
         .arg(target())
         .args(SIMULATION)
+        // For what changes is little.
+        .env("CARGO_INCREMENTAL", "1")
         .current_dir(copy)
         .output()
         .unwrap();

@@ -123,6 +123,8 @@ pub(crate) struct Control {
     applied: BTreeMap<u64, (String, u64, String)>,
     /// After the last of them.
     agreed: Agreed,
+    /// Voters of before, and until when.
+    former_voters: VecDeque<(Duration, BTreeSet<Node>)>,
     /// The last boot that each node came up in.
     boots: BTreeMap<Node, u64>,
     /// Those that were evicted, or left.
@@ -176,7 +178,7 @@ impl Control {
     ) -> Result<(), String> {
         let node = self.node(host);
         match fields.get("message") {
-            "applied" => return self.apply(host, fields),
+            "applied" => return self.apply(now, host, fields),
             "leader changed" => return self.led(fields),
             "changing the membership" => return self.may_change(&node, fields),
             "standing for election" => return self.may_stand(now, &node, fields),
@@ -258,7 +260,10 @@ impl Control {
     /// Who stands has asked a majority, and nobody who hears a leader.
     fn may_stand(&mut self, now: Duration, node: &Node, fields: &Fields) -> Result<(), String> {
         let granted = fields.nodes("granted");
-        let mut sets = self.agreed.voters.iter();
+        // They may have changed since it asked.
+        let former = self.former_voters.iter();
+        let former = former.filter(|(until, _)| now - *until <= REFUSES[0]);
+        let mut sets = self.agreed.voters.iter().chain(former.map(|(_, set)| set));
         let majority = |set: &BTreeSet<Node>| 2 * set.intersection(&granted).count() > set.len();
         if !self.agreed.voters.is_empty() && !sets.any(majority) {
             return Err(format!(
@@ -278,7 +283,7 @@ impl Control {
     }
 
     /// The same entry everywhere, and the same state after it.
-    fn apply(&mut self, host: &str, fields: &Fields) -> Result<(), String> {
+    fn apply(&mut self, now: Duration, host: &str, fields: &Fields) -> Result<(), String> {
         let entry = fields.get("entry");
         let index = entry.rsplit(['-', '.']).next().unwrap_or_default();
         let index = index.parse().unwrap();
@@ -296,6 +301,12 @@ impl Control {
         let outcome = (entry.to_owned(), state, host.to_owned());
         self.applied.insert(index, outcome);
         let before = std::mem::replace(&mut self.agreed, Agreed::of(fields));
+        if before.voters != self.agreed.voters {
+            let recent = |until: &Duration| now - *until <= REFUSES[0];
+            self.former_voters.retain(|(until, _)| recent(until));
+            let former = before.voters.iter().cloned();
+            self.former_voters.extend(former.map(|set| (now, set)));
+        }
         self.follows(&before)
             .map_err(|error| format!("entry {entry}: {error}"))
     }
