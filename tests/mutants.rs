@@ -310,13 +310,6 @@ const MUTANTS: &[Mutant] = &[
         faulty: "self.under_way.split_off(&(unsent * 0))",
         caught_by: SIMULATION,
     },
-    Mutant {
-        name: "reach-a-later-boot",
-        file: "src/server.rs",
-        sound: "open.target_boot != self.me.boot",
-        faulty: "open.target_boot == 0",
-        caught_by: SIMULATION,
-    },
 ];
 
 fn root() -> &'static Path {

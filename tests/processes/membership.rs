@@ -83,6 +83,7 @@ fn without_a_majority_messages_flow_and_registrations_wait() {
             println!("heard {rounds} times without a quorum, within {longest:?} at most");
             break;
         }
+        std::thread::sleep(Duration::from_millis(20));
     }
     // Who cannot win does not stand.
     assert_eq!(nodes[0].status().term, term);

@@ -204,7 +204,7 @@ impl Alive {
             namespace: None,
             ..receiver(CHANGING)
         };
-        Self {
+        let mut alive = Self {
             rng: StdRng::seed_from_u64(world.seed ^ index << 48 ^ start << 32),
             changing: changing.start(),
             namespaces,
@@ -213,7 +213,12 @@ impl Alive {
             host,
             world,
             boot,
+        };
+        // As the process before may have been about to do the opposite.
+        if alive.rng.random_bool(0.5) {
+            alive.change();
         }
+        alive
     }
 
     fn pause(&mut self) -> Duration {
