@@ -8,19 +8,28 @@
 //! DCHAN_MUTANTS=1 cargo test --test mutants -- --nocapture
 //! ```
 //!
-//! `DCHAN_MUTANTS=NAME` plants the one of that name.
+//! `DCHAN_MUTANTS=NAME,NAME` plants those of these names.
+//!
+//! Those that only show under many faults have to be found by the simulation, in
+//! one of its first 200 seeds, which must pass without them.
 
 // A test that cannot go on panics.
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Read, Seek},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+/// Stands for the simulation, one seed after the other.
+const SIMULATION: &[&str] = &["--release", "--test", "simulation"];
+/// Within so many seeds a fault has to be found.
+const SEEDS: u64 = 200;
 
 /// A fault, and the tests that have to notice.
 struct Mutant {
@@ -163,6 +172,142 @@ const MUTANTS: &[Mutant] = &[
                     self.remove(*node);",
         caught_by: &["--lib", "view"],
     },
+    Mutant {
+        name: "patience-drawn-once",
+        file: "src/raft/election.rs",
+        sound: "        *self = Self::new();",
+        faulty: "        (self.since, self.asking) = (Instant::now(), false);",
+        caught_by: &["--lib", "raft::election"],
+    },
+    Mutant {
+        name: "append-without-a-sync",
+        file: "src/raft/store.rs",
+        sound: "        self.write(Durability::Immediate, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            for",
+        faulty: "        self.write(Durability::None, move |transaction| {
+            let mut log = transaction.open_table(LOG)?;
+            for",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "vote-without-a-sync",
+        file: "src/raft/store.rs",
+        sound: "        let vote = *vote;
+        self.write(Durability::Immediate,",
+        faulty: "        let vote = *vote;
+        self.write(Durability::None,",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "apply-twice",
+        file: "src/raft/state_machine.rs",
+        sound: "        last: meta.last_log_id,",
+        faulty: "        last: meta.last_log_id.map(|mut last| {
+            last.index -= 9;
+            last
+        }),",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "apply-nothing-after-a-restart",
+        file: "src/raft/state_machine.rs",
+        sound: "Ok((self.applied.last, ",
+        faulty: "Ok((self.store.last_log_id().ok().flatten(), ",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "forget-the-tail-of-a-snapshot",
+        file: "src/raft/state_machine.rs",
+        sound: "    let Content { view } = rmp_serde::from_slice(content)?;",
+        faulty: "    let Content { mut view } = rmp_serde::from_slice(content)?;
+            Arc::make_mut(&mut view).receivers.pop_last();",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "promote-before-caught-up",
+        file: "src/raft/membership.rs",
+        sound: "matched.is_some_and(|id| id.index + CAUGHT_UP >= last)",
+        faulty: "matched.is_none_or(|id| id.index + CAUGHT_UP <= last + CAUGHT_UP)",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "drop-a-majority-of-voters",
+        file: "src/raft/policy.rs",
+        sound: "2 * stay > picture.voters.len() ||",
+        faulty: "2 * stay > 0 ||",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "evict-a-later-boot",
+        file: "src/view.rs",
+        sound: "                if self.is_up(*node, *boot) {
+                    self.remove(*node);",
+        faulty: "                if *boot != u64::MAX {
+                    self.remove(*node);",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "keep-what-earlier-boots-registered",
+        file: "src/view.rs",
+        sound: "            _ => self.remove(node),",
+        faulty: "            _ => {}",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "unregister-what-a-later-boot-registered",
+        file: "src/view.rs",
+        sound: "                if !self.is_up(*node, *boot) {
+                    return;
+                }
+                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }",
+        faulty: "                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }
+                if !self.is_up(*node, *boot) {
+                    return;
+                }",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "register-for-an-earlier-boot",
+        file: "src/view.rs",
+        sound: "                if !self.is_up(*node, *boot) {
+                    return;",
+        faulty: "                if *boot == u64::MAX {
+                    return;",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "vote-despite-a-leader",
+        file: "src/raft/election.rs",
+        sound: "heard.elapsed() > LEASE)",
+        faulty: "heard.elapsed() < LEASE * 9999)",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "two-leaders-a-term",
+        file: "Cargo.toml",
+        sound: "\"single-term-leader\", ",
+        faulty: "",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "form-without-asking-all",
+        file: "src/raft/formation.rs",
+        sound: "            if silent.is_empty()",
+        faulty: "            if silent.len() < usize::MAX",
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "resend-what-may-have-arrived",
+        file: "src/mailbox/lane.rs",
+        sound: "self.under_way.split_off(&unsent)",
+        faulty: "self.under_way.split_off(&(unsent * 0))",
+        caught_by: SIMULATION,
+    },
 ];
 
 fn root() -> &'static Path {
@@ -197,11 +342,18 @@ fn every_planted_fault_is_noticed() {
     }
     let chosen: Vec<&Mutant> = MUTANTS
         .iter()
-        .filter(|mutant| wanted == "1" || wanted == mutant.name)
+        .filter(|mutant| wanted == "1" || wanted.split(',').any(|name| name == mutant.name))
         .collect();
+    let sound = chosen
+        .iter()
+        .any(|mutant| mutant.caught_by == SIMULATION)
+        .then(|| keep(simulation(copy.path()).unwrap(), copy.path()));
     let mut missed = Vec::new();
     for mutant in &chosen {
-        let (caught, how) = plant(mutant, copy.path());
+        let (caught, how) = match &sound {
+            Some(sound) if mutant.caught_by == SIMULATION => simulate(mutant, copy.path(), sound),
+            _ => plant(mutant, copy.path()),
+        };
         println!("{:<28} {how}", mutant.name);
         if !caught {
             missed.push(mutant.name);
@@ -241,42 +393,114 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     }
 }
 
+/// Whether the simulation finds the fault, in a seed that passes without it.
+fn simulate(mutant: &Mutant, copy: &Path, sound: &Path) -> (bool, String) {
+    let file = copy.join(mutant.file);
+    let source = fs::read_to_string(&file).unwrap();
+    fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
+    let faulty = simulation(copy);
+    fs::write(&file, source).unwrap();
+    let Some(faulty) = faulty else {
+        return (false, "does not build".to_owned());
+    };
+    let begin = Instant::now();
+    let found = (1..=SEEDS).find_map(|seed| Some((seed, run_seed(&faulty, seed).err()?)));
+    let seconds = begin.elapsed().as_secs();
+    match found {
+        None => (false, format!("NOT found in {SEEDS} seeds, {seconds} s")),
+        Some((seed, violation)) => match run_seed(sound, seed) {
+            Ok(()) => (
+                true,
+                format!("found by seed {seed}, {seconds} s: {violation}"),
+            ),
+            Err(_) => (false, format!("seed {seed} fails without it")),
+        },
+    }
+}
+
+/// Builds the simulation in the copy. Where it is then.
+fn simulation(copy: &Path) -> Option<PathBuf> {
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--no-run", "--target-dir"])
+        .arg(target())
+        .args(SIMULATION)
+        // For what changes is little.
+        .env("CARGO_INCREMENTAL", "1")
+        .current_dir(copy)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let program = said.rsplit_once("simulation/main.rs (")?.1;
+    output
+        .status
+        .success()
+        .then(|| program.split(')').next().unwrap().into())
+}
+
+/// Keeps a program where no later build replaces it.
+fn keep(program: PathBuf, copy: &Path) -> PathBuf {
+    let kept = copy.join("sound");
+    fs::copy(program, &kept).unwrap();
+    kept
+}
+
+/// Runs one seed. An error says what was violated first.
+fn run_seed(program: &Path, seed: u64) -> Result<(), String> {
+    let mut command = Command::new(program);
+    command.env("DCHAN_SIM_SEED", seed.to_string());
+    let (succeeded, output) = run(&mut command);
+    if succeeded {
+        return Ok(());
+    }
+    let mut lines = output.lines();
+    let violation = lines.find_map(|line| line.strip_prefix("violated: "));
+    Err(violation.unwrap_or("no end of it").to_owned())
+}
+
+fn target() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root().join("target"), PathBuf::from);
+    target.join("mutants")
+}
+
 /// Runs `cargo test` in the copy. Tests that hang fail, and so does a run of
 /// none.
 fn passes(copy: &Path, arguments: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--target-dir"]).arg(target());
+    let (succeeded, output) = run(command.args(arguments).current_dir(copy));
+    succeeded && (output.contains(" ... ok") || arguments.contains(&"--no-run"))
+}
+
+/// Whether a command succeeds, and what it says. One that hangs does not.
+fn run(command: &mut Command) -> (bool, String) {
     const PATIENCE: Duration = Duration::from_secs(300);
-    let target: PathBuf = env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), PathBuf::from)
-        .join("mutants");
-    let output = copy.join("output");
-    let mut child = Command::new(env!("CARGO"))
-        .args(["test", "--target-dir"])
-        .arg(target)
-        .args(arguments)
-        .current_dir(copy)
+    let mut output = tempfile::tempfile().unwrap();
+    let mut child = command
         .env_remove("DCHAN_MUTANTS")
-        .stdout(fs::File::create(&output).unwrap())
+        .stdout(output.try_clone().unwrap())
         .stderr(Stdio::null())
         // With all that it starts.
         .process_group(0)
         .spawn()
         .unwrap();
     let begin = Instant::now();
-    loop {
+    let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
-            let output = fs::read_to_string(output).unwrap();
-            let tested = output.contains(" ... ok") || arguments.contains(&"--no-run");
-            return status.success() && tested;
+            break status;
         }
         if begin.elapsed() > PATIENCE {
             let group = format!("-{}", child.id());
             let killed = Command::new("kill").args(["-9", "--", &group]).status();
             assert!(killed.unwrap().success());
-            child.wait().unwrap();
-            return false;
+            break child.wait().unwrap();
         }
-        thread::sleep(Duration::from_millis(100));
-    }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let mut said = String::new();
+    output.rewind().unwrap();
+    output.read_to_string(&mut said).unwrap();
+    (status.success(), said)
 }
 
 fn copy_all(from: &Path, to: &Path) -> io::Result<()> {

@@ -122,7 +122,7 @@ impl RaftActor {
                 debug!(node = %me, ?granted, "too few would vote for this node");
                 return None;
             }
-            info!(node = %me, "standing for election");
+            info!(node = %me, ?granted, "standing for election");
             raft.trigger().elect().await.ok()
         };
         ctx.spawn(

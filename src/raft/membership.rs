@@ -69,13 +69,13 @@ impl RaftActor {
         let Some(change) = policy::next_change(&picture) else {
             return;
         };
-        debug!(?change, "changing the membership");
+        let Picture { voters, silent, .. } = &picture;
+        debug!(?change, ?voters, ?silent, "changing the membership");
         let members = match change {
             Change::Evict(node) => {
                 let boot = view.nodes[&node].boot;
-                warn!(
-                    node = %self.me.node, peer = %node, silent = ?EVICT_AFTER, "evicting a node"
-                );
+                let me = self.me.node;
+                warn!(node = %me, peer = %node, boot, silent = ?EVICT_AFTER, "evicting a node");
                 let command = Command::NodeDown { node, boot };
                 return self.change(ctx, async move { written(&raft, command).await });
             }

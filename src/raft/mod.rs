@@ -78,6 +78,7 @@ impl Storage {
     pub(crate) async fn open(data: Data) -> Result<Self, StoreError> {
         let (store, identity) = Store::open(data).await?;
         let (state_machine, agreed) = StateMachine::load(store.clone())?;
+        store.tell(identity.node)?;
         Ok(Self {
             store,
             state_machine,

@@ -8,6 +8,7 @@ use openraft::{
 };
 use serde::Serialize;
 use tokio::time::Instant;
+use tracing::trace;
 
 use super::{
     RaftActor,
@@ -101,6 +102,7 @@ impl Handler<Rpc> for RaftActor {
                         !matches!(result, Err(_) | Ok(AppendEntriesResponse::HigherVote(_)));
                     if follows && !without_quorum {
                         heard_leader.send_replace(Some(Instant::now()));
+                        trace!("heard a leader");
                     }
                     encoded(&result)
                 }

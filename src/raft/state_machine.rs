@@ -29,6 +29,25 @@ struct Applied {
     view: Arc<View>,
 }
 
+impl Applied {
+    /// For those who check that every node makes the same of the log, and the
+    /// right thing.
+    fn tell(&self) {
+        let (Some(entry), View { nodes, .. }) = (&self.last, &*self.view) else {
+            return;
+        };
+        trace!(
+            %entry,
+            voters = ?self.membership.membership().get_joint_config(),
+            members = %self.membership,
+            formation = self.view.formation,
+            ?nodes,
+            receivers = ?self.view.receivers,
+            "applied"
+        );
+    }
+}
+
 /// What a snapshot holds beside what its description says.
 #[derive(Serialize, Deserialize)]
 struct Content {
@@ -99,10 +118,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                     self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                 }
             }
-            let Applied {
-                membership, view, ..
-            } = &self.applied;
-            trace!(entry = %entry.log_id, ?membership, ?view, "applied");
+            self.applied.tell();
             results.push(());
         }
         if changed {

@@ -19,6 +19,7 @@ use redb::{
     WriteTransaction, backends::InMemoryBackend,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tracing::trace;
 
 use super::types::{Entry, LogId, SnapshotMeta, StorageError, StorageIOError, TypeConfig, Vote};
 use crate::{builder::Data, disk::Disk, view::NodeId};
@@ -220,6 +221,14 @@ impl Store {
         }
     }
 
+    /// For those who check that whatever was stored is found again.
+    pub(crate) fn tell(&self, node: NodeId) -> Result<(), StoreError> {
+        let vote = self.get::<Vote>(VOTE)?.unwrap_or_default();
+        let end = self.last_log_id()?.map_or(0, |last| last.index + 1);
+        trace!(%node, %vote, end, "found in the store");
+        Ok(())
+    }
+
     /// The last snapshot: its description and what it holds.
     pub(crate) fn snapshot(&self) -> Result<Option<(SnapshotMeta, Vec<u8>)>, StoreError> {
         self.get(SNAPSHOT)
@@ -338,7 +347,9 @@ impl RaftLogStorage<TypeConfig> for Store {
             put(transaction, VOTE, &vote)
         })
         .await
-        .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))
+        .map_err(failed(ErrorSubject::Vote, ErrorVerb::Write))?;
+        trace!(%vote, "stored a vote");
+        Ok(())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
@@ -375,6 +386,7 @@ impl RaftLogStorage<TypeConfig> for Store {
             .map(|entry| Ok((entry.log_id.index, rmp_serde::to_vec_named(&entry)?)))
             .collect::<Result<Vec<_>, StoreError>>()
             .map_err(&failed)?;
+        let end = rows.last().map_or(0, |(index, _)| index + 1);
         self.write(Durability::Immediate, move |transaction| {
             let mut log = transaction.open_table(LOG)?;
             for (index, bytes) in &rows {
@@ -384,6 +396,7 @@ impl RaftLogStorage<TypeConfig> for Store {
         })
         .await
         .map_err(&failed)?;
+        trace!(end, "stored entries");
         callback.log_io_completed(Ok(()));
         Ok(())
     }
@@ -395,7 +408,9 @@ impl RaftLogStorage<TypeConfig> for Store {
             Ok(())
         })
         .await
-        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))
+        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))?;
+        trace!(end = log_id.index, "cut entries off");
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
@@ -406,7 +421,9 @@ impl RaftLogStorage<TypeConfig> for Store {
             Ok(())
         })
         .await
-        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))
+        .map_err(failed(ErrorSubject::Log(log_id), ErrorVerb::Delete))?;
+        trace!(end = log_id.index + 1, "purged entries");
+        Ok(())
     }
 }
 

@@ -1,8 +1,14 @@
 //! Nodes that die, fall silent or are cut off from a majority.
 
-use std::{env, fs};
+use std::{
+    env, fs,
+    time::{Duration, Instant},
+};
 
-use crate::node::{Node, Place, all_hear, start_all};
+use crate::{
+    node::{Node, Place, all_hear, start_all},
+    process::PATIENCE,
+};
 
 #[test]
 fn a_node_that_dies_is_evicted_and_may_come_back() {
@@ -65,7 +71,20 @@ fn without_a_majority_messages_flow_and_registrations_wait() {
     nodes[0].process.tell("/receive more");
     let refusal = nodes[0].process.until("not receiving more: ");
     assert!(refusal.contains("too few of its voters"), "{refusal}");
-    all_hear(&mut nodes, 1);
+    // As long as it lasts.
+    let seconds = env::var("DCHAN_QUORUM_SECONDS").map_or(0, |seconds| seconds.parse().unwrap());
+    let (begin, mut longest) = (Instant::now(), Duration::ZERO);
+    for round in 0.. {
+        let told = Instant::now();
+        all_hear(&mut nodes, round % 2);
+        longest = longest.max(told.elapsed());
+        if round > 0 && begin.elapsed() >= Duration::from_secs(seconds) {
+            let rounds = round + 1;
+            println!("heard {rounds} times without a quorum, within {longest:?} at most");
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     // Who cannot win does not stand.
     assert_eq!(nodes[0].status().term, term);
 
@@ -118,4 +137,34 @@ fn a_cluster_whose_majority_is_gone_is_formed_anew_by_hand() {
     fs::remove_dir_all(places[2].data_dir()).unwrap();
     nodes.push(Node::start(&places[2]));
     all_hear(&mut nodes, 2);
+}
+
+#[test]
+fn clusters_that_name_each_other_by_mistake_do_not_mix() {
+    let mut places = Place::some(2);
+    let both = places[0].peers.clone();
+    for place in &mut places {
+        place.peers = place.address.clone();
+        Node::start(place).kill();
+        place.peers = both.clone();
+    }
+    let mut nodes: Vec<Node> = places.iter().map(Node::start).collect();
+    // The first one to come back had nobody to ask.
+    nodes.remove(0).kill();
+    nodes.insert(0, Node::start(&places[0]));
+    let ids: Vec<String> = nodes.iter().map(|node| node.id.clone()).collect();
+    for node in &mut nodes {
+        node.until("settled", |picture| picture.quorum);
+    }
+    let warned = |node: &Node| node.log().contains("they are kept apart");
+    let begin = Instant::now();
+    while !warned(&nodes[0]) {
+        assert!(begin.elapsed() < PATIENCE, "{}", nodes[0].log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for (node, other) in nodes.iter_mut().zip(ids.iter().rev()) {
+        let picture = node.status();
+        assert!(!picture.has(other), "{picture:?}");
+        assert!(picture.quorum);
+    }
 }

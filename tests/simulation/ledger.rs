@@ -136,10 +136,9 @@ impl Ledger {
         self.promised.pop_first()
     }
 
-    /// How many messages of a sender nobody has received.
-    pub(crate) fn missing(&self, sender: Life) -> u64 {
-        let (sent, received) = self.counts.get(&sender).copied().unwrap_or_default();
-        sent - received
+    /// How many messages a sender has sent, and how many of them were received.
+    pub(crate) fn counts(&self, sender: Life) -> (u64, u64) {
+        self.counts.get(&sender).copied().unwrap_or_default()
     }
 }
 

@@ -15,6 +15,7 @@
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 
+mod control;
 mod disk;
 mod faults;
 mod ledger;

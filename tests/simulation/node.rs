@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use crate::{
+    control::Boot,
     disk::Disk,
     ledger::{CHANGING, Id, Ledger, Life, Outcome, SHARED},
     net::{Net, PORT},
@@ -131,14 +132,19 @@ impl Host {
             Ok(cluster) => cluster,
             Err(error) => return world.watch.violated(format!("no start: {error}")),
         };
-        let mut life = Alive::new(self.clone(), world.clone(), cluster.clone());
+        let status = cluster.status();
+        let boot = (status.node.to_string(), status.boot);
+        let mut life = Alive::new(self.clone(), world.clone(), cluster.clone(), boot.clone());
         let mut next_sample = Instant::now();
         let mut next_act = Instant::now();
         loop {
             tokio::select! {
                 biased;
                 command = commands.recv() => match command {
-                    Some(Command::Leap(duration)) => advance(duration).await,
+                    Some(Command::Leap(duration)) => {
+                        world.watch.leaps(&name(self.index));
+                        advance(duration).await;
+                    }
                     Some(Command::Leave) | None => break,
                 },
                 () = sleep_until(next_sample) => {
@@ -153,6 +159,7 @@ impl Host {
                 }
             }
         }
+        world.watch.leaves(boot);
         drop(life);
         self.status.replace(None);
         if let Err(error) = cluster.shutdown().await {
@@ -166,6 +173,7 @@ impl Host {
 struct Alive {
     host: Rc<Host>,
     world: Rc<World>,
+    boot: Boot,
     rng: StdRng,
     namespaces: Vec<(u64, Namespace<Item>)>,
     number: u64,
@@ -174,7 +182,7 @@ struct Alive {
 }
 
 impl Alive {
-    fn new(host: Rc<Host>, world: Rc<World>, cluster: Cluster) -> Self {
+    fn new(host: Rc<Host>, world: Rc<World>, cluster: Cluster, boot: Boot) -> Self {
         let (index, start) = host.life();
         let numbers = (0..world.hosts as u64).chain([CHANGING, SHARED]);
         let namespaces: Vec<_> = numbers
@@ -196,7 +204,7 @@ impl Alive {
             namespace: None,
             ..receiver(CHANGING)
         };
-        Self {
+        let mut alive = Self {
             rng: StdRng::seed_from_u64(world.seed ^ index << 48 ^ start << 32),
             changing: changing.start(),
             namespaces,
@@ -204,7 +212,13 @@ impl Alive {
             registration: None,
             host,
             world,
+            boot,
+        };
+        // As the process before may have been about to do the opposite.
+        if alive.rng.random_bool(0.5) {
+            alive.change();
         }
+        alive
     }
 
     fn pause(&mut self) -> Duration {
@@ -223,6 +237,7 @@ impl Alive {
         match self.registration.take() {
             Some(registration) => {
                 self.host.receives_changing.set(false);
+                self.world.watch.ceases(self.boot.clone());
                 actix_rt::spawn(async move {
                     // Without a quorum it is not agreed, and given up all the same.
                     let _ = registration.close().await;

@@ -313,6 +313,10 @@ impl Run {
                 self.start(index);
             }
         }
+        // What was so before proves nothing.
+        for host in &self.hosts {
+            host.status.replace(None);
+        }
         self.world.harmed.set(self.now());
         self.world.watch.note("healed");
     }
@@ -389,11 +393,14 @@ impl Run {
     /// Waits until all that was sent is settled, and counts what is missing.
     fn settle(&mut self) {
         let end = self.now() + CONVERGED_WITHIN;
+        let world = self.world.clone();
         let unsettled = |host: &Rc<Host>| {
             let status = host.status.borrow();
-            status
-                .as_ref()
-                .is_none_or(|status| status.traffic.waiting + status.traffic.under_way > 0)
+            let (sent, _) = world.ledger.borrow().counts(host.life());
+            status.as_ref().is_none_or(|status| {
+                let traffic = &status.traffic;
+                traffic.sent < sent || traffic.waiting + traffic.under_way > 0
+            })
         };
         // Nobody may receive the changing namespace: then a message's time has
         // to pass.
@@ -408,7 +415,8 @@ impl Run {
             let Some(status) = &*status else { continue };
             let traffic = &status.traffic;
             let failed = traffic.dead_letters.total() + traffic.unknown;
-            let missing = self.world.ledger.borrow().missing(host.life());
+            let (sent, received) = self.world.ledger.borrow().counts(host.life());
+            let missing = sent - received;
             if missing > failed {
                 self.world.watch.violated(format!(
                     "{missing} messages of {} were not received, and {traffic:?}",

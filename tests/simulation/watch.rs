@@ -1,24 +1,22 @@
-//! What the nodes say of themselves: kept to be shown after a failure, and held
-//! against what has to be true of the control plane at all times.
+//! What the nodes say of themselves: kept to be shown after a failure, and handed
+//! to those who check it.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     fmt::{self, Write},
     hash::{DefaultHasher, Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use tracing::{
-    Event, Level, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-};
+use tracing::{Event, Level, Metadata, Subscriber, span};
 use tracing_subscriber::{
     Layer,
     layer::Context,
     registry::{LookupSpan, SpanRef},
 };
+
+use crate::control::{Boot, Control, Fields};
 
 /// How many events are kept to be shown.
 const KEPT: usize = 400;
@@ -35,9 +33,7 @@ struct State {
     count: u64,
     /// Of all the events so far.
     digest: DefaultHasher,
-    leaders: BTreeMap<u64, String>,
-    /// What each entry of the log has made of the state, and who said so first.
-    applied: BTreeMap<u64, (String, u64, String)>,
+    control: Control,
     violations: Vec<String>,
 }
 
@@ -74,7 +70,22 @@ impl Watch {
 
     /// How many entries of the log have been applied.
     pub(crate) fn applied(&self) -> usize {
-        self.state().applied.len()
+        self.state().control.applied()
+    }
+
+    /// This process leaves the cluster.
+    pub(crate) fn leaves(&self, boot: Boot) {
+        self.state().control.dismiss(boot);
+    }
+
+    /// It does not receive the changing namespace any more.
+    pub(crate) fn ceases(&self, boot: Boot) {
+        self.state().control.ceases(boot);
+    }
+
+    /// The clock of a host leaps.
+    pub(crate) fn leaps(&self, host: &str) {
+        self.state().control.leaps(host);
     }
 }
 
@@ -87,55 +98,6 @@ impl State {
             self.events.pop_front();
         }
         self.events.push_back(event);
-    }
-
-    /// One leader a term.
-    fn leader(&mut self, fields: &Fields) {
-        let (Some(leader), Some(term)) = (fields.get("leader"), fields.get("term")) else {
-            return;
-        };
-        let known = self.leaders.entry(term.parse().unwrap());
-        let known = known.or_insert_with(|| leader.to_owned());
-        if known != leader {
-            let violation = format!("two leaders in term {term}: {known} and {leader}");
-            self.violations.push(violation);
-        }
-    }
-
-    /// The same entry everywhere, and the same state after it.
-    fn applied(&mut self, node: &str, fields: &Fields) {
-        let entry = fields.get("entry").unwrap_or_default();
-        let index = entry.rsplit(['-', '.']).next().unwrap_or_default();
-        let mut digest = DefaultHasher::new();
-        fields.0.hash(&mut digest);
-        let outcome = (entry.to_owned(), digest.finish(), node.to_owned());
-        let known = self.applied.entry(index.parse().unwrap());
-        let (first, state, who) = known.or_insert_with(|| outcome.clone());
-        if (&**first, *state) != (&*outcome.0, outcome.1) {
-            let violation =
-                format!("{who} and {node} disagree on what is applied: {first} and {fields:?}");
-            self.violations.push(violation);
-        }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Fields(Vec<(&'static str, String)>);
-
-impl Fields {
-    fn get(&self, name: &str) -> Option<&str> {
-        let field = self.0.iter().find(|(known, _)| *known == name);
-        field.map(|(_, value)| &**value)
-    }
-}
-
-impl Visit for Fields {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0.push((field.name(), format!("{value:?}")));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.push((field.name(), value.to_owned()));
     }
 }
 
@@ -156,8 +118,11 @@ impl<S: Subscriber + for<'l> LookupSpan<'l>> Layer<S> for Watch {
     fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, ctx: Context<'_, S>) {
         let mut fields = Fields::default();
         attributes.record(&mut fields);
-        if let (Some(name), Some(span)) = (fields.get("name"), ctx.span(id)) {
-            span.extensions_mut().insert(Host(name.to_owned()));
+        let name = fields.get("name").to_owned();
+        if let Some(span) = ctx.span(id)
+            && !name.is_empty()
+        {
+            span.extensions_mut().insert(Host(name));
         }
     }
 
@@ -166,10 +131,9 @@ impl<S: Subscriber + for<'l> LookupSpan<'l>> Layer<S> for Watch {
         event.record(&mut fields);
         let node = ctx.event_span(event).and_then(host).unwrap_or_default();
         let mut state = self.state();
-        match fields.get("message") {
-            Some("applied") => return state.applied(&node, &fields),
-            Some("leader changed") => state.leader(&fields),
-            _ => {}
+        let now = state.now;
+        if let Err(violation) = state.control.heed(now, &node, &fields) {
+            state.violations.push(violation);
         }
         // Only what a person would look at.
         if *event.metadata().level() > Level::DEBUG {
