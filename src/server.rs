@@ -12,8 +12,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::{
+    broadcast::Relays,
     inbox::Inbox,
-    link::{Channels, Incoming, Replies},
+    link::{Channels, Incoming, Inlets, Replies},
     proto::{
         FoundReply, FoundRequest, HelloReply, HelloRequest, LinkRequest, Open, RaftReply,
         RaftRequest, SubmitReply, SubmitRequest, opened::Answer, peer_server,
@@ -26,6 +27,7 @@ pub(crate) struct Server {
     pub(crate) me: Identity,
     pub(crate) raft: Addr<RaftActor>,
     pub(crate) inbox: Arc<Inbox>,
+    pub(crate) relays: Arc<Relays>,
     /// The largest reply, in bytes, that a link carries.
     pub(crate) max_reply: usize,
     /// Counts the links that are being read.
@@ -148,11 +150,17 @@ impl Server {
 
     /// Reads a link until it ends.
     fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
-        let inbox = self.inbox.clone();
+        let (inbox, relays) = (self.inbox.clone(), self.relays.clone());
         let (me, stop) = (self.me.node, self.stop.clone());
         self.tasks.spawn(async move {
             let peer = incoming.peer;
-            let mut channels = Channels::new(incoming.clone(), |name: &str| inbox.inlet(name));
+            let find = |name: &str| {
+                Some(Inlets {
+                    messages: inbox.inlet(name)?,
+                    broadcasts: relays.inlet(name)?,
+                })
+            };
+            let mut channels = Channels::new(incoming.clone(), find);
             loop {
                 let frame = tokio::select! {
                     frame = frames.message() => frame,

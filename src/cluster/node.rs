@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{Node, Shutdown, here::Here};
 use crate::{
+    broadcast::Relays,
     builder::{Data, Settings, config},
     connections::{Connections, serve},
     dead_letter::DeadLetterOffice,
@@ -102,17 +103,20 @@ pub(super) async fn start(
     let (tasks, incoming) = (TaskTracker::new(), TaskTracker::new());
     let here = Here::new(stop.clone());
     let inbox = Arc::new(Inbox::new(wanted));
+    let relays = Arc::new(Relays::default());
     let links = Links::new(
         me.clone(),
         connections.clone(),
         here.runtime().clone(),
         tasks.clone(),
         stop.clone(),
+        relays.clone(),
     );
     let peer_server = PeerServer::new(Server {
         me: me.clone(),
         raft: raft.clone(),
         inbox: inbox.clone(),
+        relays: relays.clone(),
         max_reply: settings.limits.max_message,
         tasks: incoming.clone(),
         links: Mutex::default(),
@@ -131,6 +135,7 @@ pub(super) async fn start(
         settings,
         here,
         inbox,
+        relays,
         links: Arc::new(links),
         agreed,
         standing: standing_receiver,

@@ -13,7 +13,7 @@ use futures_util::task::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{FRAME_BYTES, MESSAGE_OVERHEAD, Verdict};
+use super::{BroadcastInlet, FRAME_BYTES, MESSAGE_OVERHEAD, Verdict};
 use crate::{
     proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
     view::NodeId,
@@ -28,6 +28,12 @@ pub(crate) trait Inlet: Send + Sync {
     fn attach(&self, lane: Arc<Lane>);
     /// Takes messages with consecutive numbers from `first` on.
     fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>);
+}
+
+/// Where all that comes in one namespace goes on this node.
+pub(crate) struct Inlets {
+    pub(crate) messages: Arc<dyn Inlet>,
+    pub(crate) broadcasts: Arc<dyn BroadcastInlet>,
 }
 
 /// The receiving end of the stream from one peer.
@@ -48,6 +54,7 @@ struct Shared {
     grants: Vec<proto::Grant>,
     verdicts: Vec<proto::Verdict>,
     replies: Vec<proto::Reply>,
+    confirmations: Vec<proto::Confirmation>,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
 }
@@ -114,6 +121,20 @@ impl Incoming {
                 ..proto::Grant::default()
             })
         });
+    }
+
+    /// Hands a broadcast back that this node knows nothing to do with.
+    fn send_back(&self, broadcast: proto::Broadcast) {
+        let addressees = broadcast.addressees.iter();
+        let answer = proto::Confirmation {
+            channel: broadcast.channel,
+            copy: broadcast.copy,
+            returned: addressees.map(|addressee| addressee.node).collect(),
+            late: true,
+            done: true,
+            ..proto::Confirmation::default()
+        };
+        self.say(|shared| shared.confirmations.push(answer));
     }
 
     /// Counts messages that have arrived. `false` if they are more than was
@@ -197,6 +218,16 @@ impl Lane {
             });
         });
     }
+
+    /// Answers a copy of a broadcast.
+    pub(crate) fn confirm(&self, answer: proto::Confirmation) {
+        let answer = proto::Confirmation {
+            channel: self.channel,
+            ..answer
+        };
+        self.incoming
+            .say(|shared| shared.confirmations.push(answer));
+    }
 }
 
 impl Shared {
@@ -205,6 +236,7 @@ impl Shared {
             && self.grants.is_empty()
             && self.verdicts.is_empty()
             && self.replies.is_empty()
+            && self.confirmations.is_empty()
     }
 
     /// Adds a verdict, to the last range where it goes on there.
@@ -253,6 +285,7 @@ impl Shared {
             grants: std::mem::take(&mut self.grants),
             verdicts: std::mem::take(&mut self.verdicts),
             replies: self.replies.drain(..count).collect(),
+            confirmations: std::mem::take(&mut self.confirmations),
         }
     }
 }
@@ -300,6 +333,8 @@ pub(crate) enum ProtocolError {
     NoSuchNumber { channel: u32 },
     #[error("the channel {channel} for a namespace that has another one")]
     SecondChannel { channel: u32 },
+    #[error("{problem} on the channel {channel}")]
+    Broadcast { channel: u32, problem: &'static str },
     #[error("more than {MAX_CHANNELS} channels")]
     TooManyChannels,
 }
@@ -314,9 +349,9 @@ pub(crate) struct Channels<Find> {
 }
 
 /// Where a channel leads, and where the answers go.
-type Leads = (Arc<dyn Inlet>, Arc<Lane>);
+type Leads = (Inlets, Arc<Lane>);
 
-impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
+impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
     /// `find` looks up a namespace that is received on this node.
     pub(crate) fn new(incoming: Arc<Incoming>, find: Find) -> Self {
         Self {
@@ -344,11 +379,23 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
                 None => return Err(ProtocolError::UnknownChannel { channel }),
                 Some(target) => {
                     let granted = self.incoming.count(channel, run.messages.len());
-                    let Some((inlet, lane)) = target.as_ref().filter(|_| granted) else {
+                    let Some((inlets, lane)) = target.as_ref().filter(|_| granted) else {
                         return Err(ProtocolError::NotGranted { channel });
                     };
+                    let inlet = &inlets.messages;
                     inlet.deliver(lane, run.first, run.ask, run.messages);
                 }
+            }
+        }
+        for broadcast in frame.broadcasts {
+            let channel = broadcast.channel;
+            match self.known.get(&channel) {
+                None => return Err(ProtocolError::UnknownChannel { channel }),
+                Some(None) => self.incoming.send_back(broadcast),
+                Some(Some((inlets, lane))) => inlets
+                    .broadcasts
+                    .arrived(lane, broadcast)
+                    .map_err(|problem| ProtocolError::Broadcast { channel, problem })?,
             }
         }
         Ok(())
@@ -363,12 +410,15 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
         if self.by_namespace.len() > MAX_CHANNELS {
             return Err(ProtocolError::TooManyChannels);
         }
-        let target = (self.find)(&channel.namespace).map(|inlet| {
+        let target = (self.find)(&channel.namespace).map(|inlets| {
             let lane = Lane::new(self.incoming.clone(), channel.id, channel.label.into());
-            (inlet, lane)
+            (inlets, lane)
         });
         match &target {
-            Some((inlet, lane)) => inlet.attach(lane.clone()),
+            Some((inlets, lane)) => {
+                inlets.broadcasts.attached();
+                inlets.messages.attach(lane.clone());
+            }
             None => self.incoming.refuse(channel.id),
         }
         self.known.insert(channel.id, target);

@@ -14,15 +14,16 @@ use futures_util::task::AtomicWaker;
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
-use super::{FRAME_BYTES, Feedback, MESSAGE_OVERHEAD, Verdict};
+use super::{ADDRESSEE_BYTES, BroadcastFeedback, FRAME_BYTES, Feedback, MESSAGE_OVERHEAD, Verdict};
 use crate::{
     connections::Connections,
+    delivery::Deadline,
     proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
     view::{Identity, NodeId},
 };
@@ -51,6 +52,7 @@ pub(crate) struct Links {
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
+    broadcasts: Arc<dyn BroadcastFeedback>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
 }
 
@@ -62,6 +64,7 @@ impl Links {
         runtime: Handle,
         tasks: TaskTracker,
         stop: CancellationToken,
+        broadcasts: Arc<dyn BroadcastFeedback>,
     ) -> Self {
         Self {
             me,
@@ -69,6 +72,7 @@ impl Links {
             runtime,
             tasks,
             stop,
+            broadcasts,
             links: Mutex::default(),
         }
     }
@@ -83,7 +87,7 @@ impl Links {
         let mut links = self.links();
         let link = links.entry(peer).or_insert_with(|| {
             let stop = self.stop.child_token();
-            let link = Arc::new(Link::new(peer, target, stop));
+            let link = Arc::new(Link::new(peer, target, stop, self.broadcasts.clone()));
             let run = link.clone().run(self.me.clone(), self.connections.clone());
             self.tasks.spawn_on(run, &self.runtime);
             link
@@ -126,6 +130,7 @@ pub(crate) struct Link {
     target: watch::Sender<Target>,
     stop: CancellationToken,
     finishing: CancellationToken,
+    broadcasts: Arc<dyn BroadcastFeedback>,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
     writer: AtomicWaker,
@@ -154,11 +159,46 @@ struct Channel {
     unsent: u64,
 }
 
-struct Queued {
+enum Queued {
+    Message(Message),
+    Broadcast(Box<Broadcast>),
+}
+
+struct Message {
     channel: u32,
     sequence: u64,
     ask: bool,
     body: Bytes,
+}
+
+struct Broadcast {
+    copy: proto::Broadcast,
+    deadline: Deadline,
+    patience: Instant,
+}
+
+impl Queued {
+    fn channel(&self) -> u32 {
+        match self {
+            Self::Message(message) => message.channel,
+            Self::Broadcast(broadcast) => broadcast.copy.channel,
+        }
+    }
+
+    /// What it takes in a frame, at the most.
+    fn size(&self) -> usize {
+        match self {
+            Self::Message(message) => MESSAGE_OVERHEAD + message.body.len(),
+            Self::Broadcast(broadcast) => {
+                let proto::Broadcast {
+                    addressees,
+                    message,
+                    ..
+                } = &broadcast.copy;
+                3 * MESSAGE_OVERHEAD + ADDRESSEE_BYTES * addressees.len() + message.len()
+            }
+        }
+    }
 }
 
 /// Why a stream ended.
@@ -181,12 +221,18 @@ enum Broken {
 }
 
 impl Link {
-    fn new(peer: NodeId, target: Target, stop: CancellationToken) -> Self {
+    fn new(
+        peer: NodeId,
+        target: Target,
+        stop: CancellationToken,
+        broadcasts: Arc<dyn BroadcastFeedback>,
+    ) -> Self {
         Self {
             peer,
             target: watch::Sender::new(target),
             stop,
             finishing: CancellationToken::new(),
+            broadcasts,
             shared: Mutex::new(Shared {
                 up: false,
                 stream: 0,
@@ -250,22 +296,58 @@ impl Link {
         ask: bool,
         body: Bytes,
     ) -> Result<(), Bytes> {
-        let mut shared = self.shared();
+        let shared = self.shared();
         if !shared.up {
             return Err(body);
         }
-        let idle = shared.queue.is_empty();
-        shared.queue.push_back(Queued {
+        let message = Message {
             channel,
             sequence,
             ask,
             body,
-        });
+        };
+        self.enqueue(shared, Queued::Message(message));
+        Ok(())
+    }
+
+    /// Hands a copy of a broadcast over to be written, with the time that is
+    /// left until its deadline, and its patience, then. `false` if the link is
+    /// down.
+    pub(crate) fn pass_on(
+        &self,
+        copy: proto::Broadcast,
+        deadline: Deadline,
+        patience: Instant,
+    ) -> bool {
+        let shared = self.shared();
+        let up = shared.up;
+        if up {
+            let broadcast = Broadcast {
+                copy,
+                deadline,
+                patience,
+            };
+            self.enqueue(shared, Queued::Broadcast(Box::new(broadcast)));
+        }
+        up
+    }
+
+    fn enqueue(&self, mut shared: MutexGuard<'_, Shared>, queued: Queued) {
+        let idle = shared.queue.is_empty();
+        shared.queue.push_back(queued);
         drop(shared);
         if idle {
             self.writer.wake();
         }
-        Ok(())
+    }
+
+    pub(crate) fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    /// Whether messages can be handed over.
+    pub(crate) fn is_up(&self) -> bool {
+        self.shared().up
     }
 
     /// Ends the link in order: no more is sent, and what the peer still has to
@@ -350,6 +432,7 @@ impl Link {
             self.shared().up = true;
             self.writer.wake();
             info!(node = %me.node, peer = %self.peer, %address, "link up");
+            self.broadcasts.up(self);
             self.read(replies).await
         };
         tokio::select! {
@@ -401,8 +484,20 @@ impl Link {
                     mailbox.replied(replied.sequence, reply);
                 }
             }
+            for answer in frame.confirmations {
+                let namespace = self.namespace(answer.channel)?;
+                let confirmed = self.broadcasts.confirmed(self, &namespace, answer);
+                confirmed.map_err(Broken::Protocol)?;
+            }
         }
         Ok(())
+    }
+
+    fn namespace(&self, channel: u32) -> Result<Arc<str>, Broken> {
+        let shared = self.shared();
+        let channel = shared.channels.get(channel as usize);
+        let channel = channel.ok_or(Broken::Protocol("a channel that does not exist"))?;
+        Ok(channel.namespace.clone())
     }
 
     /// The mailbox of a channel, unless that is gone.
@@ -435,6 +530,7 @@ impl Link {
                     mailbox.broken(unsent);
                 }
             }
+            self.broadcasts.broken(self);
         }
         was_up
     }
@@ -508,22 +604,46 @@ impl Shared {
             });
         }
         while let Some(next) = self.queue.front() {
-            bytes += MESSAGE_OVERHEAD + next.body.len();
+            bytes += next.size();
             let fits = bytes <= FRAME_BYTES || frame == LinkRequest::default();
-            let declared = (next.channel as usize) < self.declared;
-            let Some(next) = self.queue.pop_front_if(|_| fits && declared) else {
+            let declared = (next.channel() as usize) < self.declared;
+            // The peer reads a frame's broadcasts after its runs.
+            let in_turn = matches!(next, Queued::Broadcast(_)) || frame.broadcasts.is_empty();
+            let next = self.queue.pop_front_if(|_| fits && declared && in_turn);
+            let Some(next) = next else {
                 break;
             };
-            self.channels[next.channel as usize].unsent = next.sequence + 1;
-            append(&mut frame.runs, next);
+            match next {
+                Queued::Message(message) => {
+                    self.channels[message.channel as usize].unsent = message.sequence + 1;
+                    append(&mut frame.runs, message);
+                }
+                Queued::Broadcast(broadcast) => frame.broadcasts.push(broadcast.now()),
+            }
         }
         let empty = frame.channels.is_empty() && frame.runs.is_empty();
-        (!empty).then_some(frame)
+        (!empty || !frame.broadcasts.is_empty()).then_some(frame)
+    }
+}
+
+impl Broadcast {
+    /// The copy as it is written now.
+    fn now(self) -> proto::Broadcast {
+        let now = Instant::now();
+        let left = |until: Instant| {
+            let left = until.saturating_duration_since(now);
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        };
+        proto::Broadcast {
+            remaining: left(self.deadline.at()),
+            patience: left(self.patience),
+            ..self.copy
+        }
     }
 }
 
 /// Puts a message into the last run if it goes on there.
-fn append(runs: &mut Vec<proto::Run>, queued: Queued) {
+fn append(runs: &mut Vec<proto::Run>, queued: Message) {
     if let Some(run) = runs.last_mut()
         && run.channel == queued.channel
         && run.ask == queued.ask
