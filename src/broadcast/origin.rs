@@ -168,7 +168,8 @@ impl Relay {
     }
 
     fn has_to_be_encoded(&self) -> bool {
-        let state = self.state();
+        let mut state = self.state();
+        self.look(&mut state);
         !self.may_go(&state) || self.others_receive(&state)
     }
 
@@ -188,6 +189,7 @@ impl Relay {
     /// Sends, or lets wait. Gives it back if it has to be encoded first.
     fn take_in(&self, unsent: Unsent) -> Result<(), Box<Unsent>> {
         let mut state = self.state();
+        self.look(&mut state);
         let refusal = match self.other_type(&state) {
             _ if state.closed => Some(DeliveryError::Closed),
             other => other,

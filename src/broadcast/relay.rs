@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     MOST_ARRIVED, MOST_PASSED,
@@ -28,7 +31,7 @@ use crate::{
     link::{Lane, Link},
     proto,
     status::BroadcastCounts,
-    view::{NodeId, Receivers},
+    view::{NodeId, Receivers, View},
 };
 
 /// How often addressees that are out of reach are tried another way.
@@ -41,6 +44,7 @@ pub(crate) struct Place {
     pub(crate) namespace: Arc<str>,
     pub(crate) label: Arc<str>,
     pub(crate) audience: Arc<dyn Audience>,
+    pub(crate) agreed: watch::Receiver<Arc<View>>,
     /// How many broadcasts of this node may be under way, and in bytes.
     pub(crate) window: usize,
     pub(crate) window_bytes: usize,
@@ -315,6 +319,13 @@ impl Relay {
     }
 
     // What happens under the lock.
+
+    /// Looks who receives by the latest view. `follow` hears of it a moment
+    /// later, and whoever was told that it is agreed can rely on it.
+    pub(super) fn look(&self, state: &mut State) {
+        let view = self.place.agreed.borrow();
+        state.receivers = view.receivers.get(&self.place.namespace).cloned();
+    }
 
     /// Passes copies on for addressees of an errand, each for a part of them.
     pub(super) fn plan(&self, state: &mut State, id: u64, mut left: Vec<Addressee>) {

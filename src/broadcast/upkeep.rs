@@ -1,6 +1,6 @@
 //! What the node asks of a relay.
 
-use std::{collections::HashMap, future::poll_fn, sync::Arc, task::Poll};
+use std::{collections::HashMap, future::poll_fn, task::Poll};
 
 use tokio::time::Instant;
 
@@ -9,14 +9,14 @@ use crate::{
     broadcast::errand::{Answer, Source},
     error::DeliveryError,
     status::BroadcastCounts,
-    view::{NodeId, Receivers},
+    view::NodeId,
 };
 
 impl Relay {
     /// Follows the view: who receives the namespace now, and over which links.
-    pub(crate) fn follow(&self, receivers: Option<Arc<Receivers>>, routes: HashMap<NodeId, Route>) {
+    pub(crate) fn follow(&self, routes: HashMap<NodeId, Route>) {
         let mut state = self.state();
-        state.receivers = receivers;
+        self.look(&mut state);
         state.routes = routes;
         if let Some(error) = self.other_type(&state) {
             while let Some(unsent) = state.own.waiting.pop_front() {

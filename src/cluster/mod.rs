@@ -460,6 +460,7 @@ impl Node {
             namespace: name.clone(),
             label: label.clone(),
             audience: channel.clone(),
+            agreed: self.agreed.clone(),
             window: MOST_UNDER_WAY.min(settings.window as usize),
             window_bytes: settings.limits.window_bytes,
             send_timeout: settings.limits.send_timeout,

@@ -72,7 +72,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         }
         self.pump(&mut state);
         drop(state);
-        place.relay.follow(receivers.cloned(), routes);
+        place.relay.follow(routes);
     }
 
     fn close(&self) {
