@@ -91,7 +91,8 @@ impl Ticket {
         Duration::from_micros(self.timeout.load(Ordering::Relaxed))
     }
 
-    fn deadline(&self) -> Instant {
+    /// When its time is up.
+    pub(crate) fn at(&self) -> Instant {
         far(self.sent, self.timeout())
     }
 
@@ -196,7 +197,7 @@ pub(crate) trait Timekeeper: Send + Sync {
     fn moved(&self, deadline: Instant);
 }
 
-/// The parts that both futures have.
+/// The parts that all futures have.
 struct Pending<T> {
     outcome: oneshot::Receiver<Result<T, DeliveryError>>,
     ticket: Arc<Ticket>,
@@ -206,7 +207,7 @@ struct Pending<T> {
 impl<T> Pending<T> {
     fn set_timeout(&self, timeout: Duration) {
         self.ticket.set_timeout(timeout);
-        self.timekeeper.moved(self.ticket.deadline());
+        self.timekeeper.moved(self.ticket.at());
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, DeliveryError>> {
@@ -313,5 +314,72 @@ impl<M: RemoteMessage> Future for Request<M> {
                 decode(&bytes).map_err(|reason| DeliveryError::Reply { node, reason })
             }
         })
+    }
+}
+
+/// Whom a broadcast has reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reached {
+    /// How many nodes received the namespace when it was sent, as far as its
+    /// sender knew.
+    pub receivers: usize,
+    /// How many of them have it: every recipient that the node had when it
+    /// arrived, and that is still there, has accepted it.
+    pub confirmed: usize,
+    /// How many have a recipient that missed it, since it was slow and the
+    /// broadcast lossy.
+    pub missed: usize,
+}
+
+/// The outcome of a message that was sent with
+/// [`Namespace::broadcast`](crate::Namespace::broadcast).
+///
+/// Resolves when every receiver has confirmed or missed it, or is gone, and at
+/// the deadline at the latest; then those that are not counted may have it, or
+/// not, or get it yet. The message is sent whether or not the future is polled;
+/// dropping the future gives up the outcome and not the message.
+///
+/// # Errors
+///
+/// Nobody has got the message: it could not be encoded or was
+/// [too large](DeliveryError::TooLarge), others use the namespace
+/// [with another type](DeliveryError::Rejected), the node
+/// [has shut down](DeliveryError::Closed), or it had to wait until
+/// [its time was over](DeliveryError::Timeout) since earlier broadcasts had not
+/// got through. That nobody receives is no error.
+#[must_use = "whom it reaches is known only to who awaits it"]
+pub struct Broadcast {
+    pending: Pending<Reached>,
+}
+
+impl Broadcast {
+    pub(crate) fn new(
+        ticket: Arc<Ticket>,
+        timekeeper: Arc<dyn Timekeeper>,
+    ) -> (Self, oneshot::Sender<Result<Reached, DeliveryError>>) {
+        let (waiter, outcome) = oneshot::channel();
+        let pending = Pending {
+            outcome,
+            ticket,
+            timekeeper,
+        };
+        (Self { pending }, waiter)
+    }
+
+    /// Sets the time, from the sending on, after which no receiver is waited
+    /// for, in place of the builder's
+    /// [`send_timeout`](crate::Builder::send_timeout).
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.pending.set_timeout(timeout);
+        self
+    }
+}
+
+impl Future for Broadcast {
+    type Output = Result<Reached, DeliveryError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.pending.poll(cx)
     }
 }

@@ -207,6 +207,13 @@ pub enum DeliveryError {
 }
 
 impl DeliveryError {
+    /// What the sender gets whose type is not that of the receivers.
+    pub(crate) fn other_type(namespace: &str, theirs: &str, ours: &str) -> Self {
+        let reason =
+            format!("the namespace {namespace:?} carries {theirs} in this cluster and {ours} here");
+        Self::Rejected { reason }
+    }
+
     /// Whether a receiver may have seen the message. Where this is `false` it
     /// has provably not been delivered, and it is safe to send it again.
     pub fn maybe_delivered(&self) -> bool {

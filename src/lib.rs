@@ -83,6 +83,7 @@
 //! [actix]: https://docs.rs/actix
 
 mod bridge;
+mod broadcast;
 mod builder;
 mod cluster;
 mod connections;
@@ -108,13 +109,13 @@ pub use crate::{
     builder::{Builder, Runtime},
     cluster::Cluster,
     dead_letter::{DeadLetter, DeadLetters},
-    delivery::{Delivery, Progress, Request, Transferred},
+    delivery::{Broadcast, Delivery, Progress, Reached, Request, Transferred},
     disk::Disk,
     error::{DeliveryError, NamespaceError, RegisterError, ShutdownError, StartError},
     message::RemoteMessage,
     namespace::Namespace,
     registration::Registration,
-    status::{DeadLetterCounts, Status, Traffic},
+    status::{BroadcastCounts, DeadLetterCounts, Status, Traffic},
     view::NodeId,
 };
 

@@ -10,7 +10,7 @@ use actix::{
 use crate::{
     bridge::{NamespaceSink, Receiver},
     cluster::Handle,
-    delivery::{Delivery, Request},
+    delivery::{Broadcast, Delivery, Request},
     inbox::{ActorFeed, Channel, Seat, feed_recipient},
     mailbox::{Mailbox, Outbox},
     message::RemoteMessage,
@@ -145,6 +145,74 @@ impl<M: RemoteMessage> Namespace<M> {
     /// outbox takes it even when it is full, for it is bounded by who awaits.
     pub fn deliver(&self, message: M) -> Delivery {
         self.core.outbox.deliver(message)
+    }
+
+    /// Sends to every receiver: each recipient on each node that receives the
+    /// namespace, this one included, gets the message once.
+    ///
+    /// Nodes pass it on to each other, so that it costs its sender four copies
+    /// at the most, however many receive it; a node with many recipients gets
+    /// one copy. What has been lost with a node or a link is sent again: to all
+    /// that are known to receive when it is sent and are there until the
+    /// deadline. What a handler returns is dropped.
+    ///
+    /// Each recipient gets the broadcasts of one node in the order in which
+    /// they were sent; there is no order between them and what is sent to one
+    /// receiver. They enter its queue even where that is full. A recipient that
+    /// is slow slows its senders down: a window's worth (the builder's
+    /// [`window`](crate::Builder::window), 1,024 at the most) may be under way
+    /// from this node, and the others wait their turn. Within that the other
+    /// recipients are not held up.
+    ///
+    /// The message is on its way when this returns; the future only waits. Await
+    /// it, for those that wait their turn are bounded by nothing else.
+    ///
+    /// ```
+    /// use dchan::{Cluster, prelude::*};
+    /// use futures_util::StreamExt;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Clone, Message, Serialize, Deserialize)]
+    /// #[rtype(result = "()")]
+    /// struct Price(u32);
+    ///
+    /// # #[actix::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cluster = Cluster::builder("127.0.0.1:0").start().await?;
+    /// let prices = cluster.namespace::<Price>("prices");
+    /// let (mut here, mut there) = (prices.receiver(16), prices.receiver(16));
+    /// here.ready().await?;
+    ///
+    /// let broadcast = prices.broadcast(Price(7));
+    /// assert_eq!(here.next().await.map(|price| price.0), Some(7));
+    /// assert_eq!(there.next().await.map(|price| price.0), Some(7));
+    /// let reached = broadcast.await?;
+    /// assert_eq!((reached.receivers, reached.confirmed), (1, 1)); // In nodes.
+    /// cluster.shutdown().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn broadcast(&self, message: M) -> Broadcast
+    where
+        M: Clone,
+    {
+        let Core {
+            outbox, channel, ..
+        } = &*self.core;
+        outbox.relay().broadcast(channel, message, false)
+    }
+
+    /// Sends to every receiver, as [`broadcast`](Self::broadcast) does, but a
+    /// recipient whose queue is full misses the message: so nobody who is slow
+    /// slows the sender down. [`Reached`](crate::Reached) counts them.
+    pub fn broadcast_lossy(&self, message: M) -> Broadcast
+    where
+        M: Clone,
+    {
+        let Core {
+            outbox, channel, ..
+        } = &*self.core;
+        outbox.relay().broadcast(channel, message, true)
     }
 
     /// A plain actix recipient that sends to the namespace, for code that knows

@@ -12,8 +12,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::{
+    broadcast::Relays,
     inbox::Inbox,
-    link::{Channels, Incoming, Replies, Room},
+    link::{Channels, Incoming, Inlets, Replies, Room},
     proto::{
         FoundReply, FoundRequest, HelloReply, HelloRequest, LinkRequest, Open, RaftReply,
         RaftRequest, SubmitReply, SubmitRequest, opened::Answer, peer_server,
@@ -30,6 +31,7 @@ pub(crate) struct Server {
     pub(crate) max_message: usize,
     /// For large messages that are being put together.
     pub(crate) room: Room,
+    pub(crate) relays: Arc<Relays>,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
     /// The latest link from each node; it ends an earlier one.
@@ -150,12 +152,17 @@ impl Server {
 
     /// Reads a link until it ends.
     fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
-        let inbox = self.inbox.clone();
+        let (inbox, relays) = (self.inbox.clone(), self.relays.clone());
         let (me, stop) = (self.me.node, self.stop.clone());
         let (max_message, room) = (self.max_message, self.room.of_peer());
         self.tasks.spawn(async move {
             let peer = incoming.peer;
-            let find = |name: &str| inbox.inlet(name);
+            let find = |name: &str| {
+                Some(Inlets {
+                    messages: inbox.inlet(name)?,
+                    broadcasts: relays.inlet(name)?,
+                })
+            };
             let mut channels = Channels::new(incoming.clone(), find, max_message, room);
             loop {
                 let frame = tokio::select! {

@@ -46,6 +46,61 @@ pub struct Status {
     pub links: BTreeMap<NodeId, bool>,
     /// What became of the messages that this node has sent.
     pub traffic: Traffic,
+    /// What became of its broadcasts, which are counted apart.
+    pub broadcasts: BroadcastCounts,
+}
+
+/// What became of the broadcasts that a node has sent since it started, and what
+/// it has passed on.
+///
+/// ```text
+/// sent = settled + failed + waiting + under_way
+/// ```
+///
+/// The receivers of those that are settled add up as well: each has confirmed,
+/// missed, or not confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BroadcastCounts {
+    /// Broadcasts that this node has sent.
+    pub sent: u64,
+    /// Broadcasts whose sender has been told whom they reached.
+    pub settled: u64,
+    /// Broadcasts that reached nobody: their sender has got an error.
+    pub failed: u64,
+    /// Broadcasts that wait until earlier ones are settled.
+    pub waiting: u64,
+    /// Broadcasts that were sent, and of which not all has been heard.
+    pub under_way: u64,
+    /// Receivers that have confirmed a broadcast.
+    pub confirmed: u64,
+    /// Receivers that were too slow for a lossy broadcast.
+    pub missed: u64,
+    /// Receivers of which nothing was heard in time, or that are gone.
+    pub unconfirmed: u64,
+    /// Copies of its own broadcasts that this node has passed to others.
+    pub copies: u64,
+    /// Copies of others' broadcasts that it has passed on.
+    pub relayed: u64,
+}
+
+impl Add for BroadcastCounts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            sent: self.sent + other.sent,
+            settled: self.settled + other.settled,
+            failed: self.failed + other.failed,
+            waiting: self.waiting + other.waiting,
+            under_way: self.under_way + other.under_way,
+            confirmed: self.confirmed + other.confirmed,
+            missed: self.missed + other.missed,
+            unconfirmed: self.unconfirmed + other.unconfirmed,
+            copies: self.copies + other.copies,
+            relayed: self.relayed + other.relayed,
+        }
+    }
 }
 
 /// What became of the messages that a node has sent since it started.

@@ -24,6 +24,7 @@ use tonic::service::Routes;
 
 use self::here::Here;
 use crate::{
+    broadcast::{self, LARGEST, MOST_UNDER_WAY, Relays},
     builder::{Builder, Runtime, Settings, config},
     dead_letter::{DeadLetterOffice, DeadLetters},
     error::{NamespaceError, ShutdownError, StartError},
@@ -33,7 +34,7 @@ use crate::{
     message::{RemoteMessage, label},
     namespace::{Core, Namespace},
     raft::{QUORUM_TIMEOUT, Standing},
-    status::{Status, Traffic},
+    status::{BroadcastCounts, Status, Traffic},
     view::{Identity, View},
 };
 
@@ -79,6 +80,7 @@ pub(crate) struct Node {
     settings: Settings,
     here: Here,
     inbox: Arc<Inbox>,
+    relays: Arc<Relays>,
     links: Arc<Links>,
     agreed: watch::Receiver<Arc<View>>,
     standing: watch::Receiver<Standing>,
@@ -452,6 +454,18 @@ impl Node {
         let channel = self
             .inbox
             .open::<M>(name.clone(), label.clone(), settings.window);
+        let relay = self.relays.open(broadcast::Place {
+            node: self.me.node,
+            boot: self.me.boot,
+            namespace: name.clone(),
+            label: label.clone(),
+            audience: channel.clone(),
+            agreed: self.agreed.clone(),
+            window: MOST_UNDER_WAY.min(settings.window as usize),
+            window_bytes: settings.limits.window_bytes,
+            send_timeout: settings.limits.send_timeout,
+            max_message: settings.limits.max_message.min(LARGEST),
+        });
         let outbox = Outbox::new(Place {
             node: self.me.node,
             namespace: name.clone(),
@@ -459,6 +473,7 @@ impl Node {
             limits: settings.limits.clone(),
             links: self.links.clone(),
             local: channel.clone(),
+            relay,
             dead_letters: self.dead_letters.clone(),
         });
         let capacity = settings.limits.outbox_messages;
@@ -508,6 +523,7 @@ impl Node {
         let standing = self.standing.borrow().clone();
         let outboxes = self.outboxes();
         let traffic = outboxes.iter().map(|outbox| outbox.traffic());
+        let broadcasts = outboxes.iter().map(|outbox| outbox.broadcasts());
         let heard = standing.heard.map(|heard| heard.elapsed());
         Status {
             node: self.me.node,
@@ -534,6 +550,7 @@ impl Node {
             view_age: heard,
             links: self.links.status().into_iter().collect(),
             traffic: traffic.fold(Traffic::default(), Traffic::add),
+            broadcasts: broadcasts.fold(BroadcastCounts::default(), BroadcastCounts::add),
         }
     }
 }

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::{Node, Shutdown, here::Here};
 use crate::{
+    broadcast::Relays,
     builder::{Data, Settings, config},
     connections::{Connections, MAX_FRAME, serve},
     dead_letter::DeadLetterOffice,
@@ -102,6 +103,7 @@ pub(super) async fn start(
     let (tasks, incoming) = (TaskTracker::new(), TaskTracker::new());
     let here = Here::new(stop.clone());
     let inbox = Arc::new(Inbox::new(wanted));
+    let relays = Arc::new(Relays::default());
     let links = Links::new(
         me.clone(),
         connections.clone(),
@@ -109,6 +111,7 @@ pub(super) async fn start(
         here.runtime().clone(),
         tasks.clone(),
         stop.clone(),
+        relays.clone(),
     );
     let peer_server = PeerServer::new(Server {
         me: me.clone(),
@@ -116,6 +119,7 @@ pub(super) async fn start(
         inbox: inbox.clone(),
         max_message: settings.limits.max_message,
         room: Room::new(settings.assembly, settings.limits.max_message),
+        relays: relays.clone(),
         tasks: incoming.clone(),
         links: Mutex::default(),
         stop: stop.clone(),
@@ -133,6 +137,7 @@ pub(super) async fn start(
         settings,
         here,
         inbox,
+        relays,
         links: Arc::new(links),
         agreed,
         standing: standing_receiver,

@@ -168,6 +168,9 @@ pub(crate) struct Arrived<M: RemoteMessage> {
     pub(crate) origin: Arc<dyn Origin<M>>,
     pub(crate) sequence: u64,
     pub(crate) ask: bool,
+    /// Whether it is a recipient's own copy of a broadcast, and goes to no other
+    /// one.
+    pub(crate) copy: bool,
     pub(crate) body: Body<M>,
 }
 
@@ -286,8 +289,8 @@ impl<M: RemoteMessage> Channel<M> {
     }
 
     /// Removes a recipient and gives what it has not taken to the others, or
-    /// back to its senders if there are none. `unread` is what it had taken and
-    /// could not use.
+    /// back to its senders if there are none; its copies of broadcasts are
+    /// dropped. `unread` is what it had taken and could not use.
     pub(crate) fn remove(&self, id: u64, unread: Option<Arrived<M>>) {
         let mut state = self.state();
         let position = state.recipients.iter().position(|slot| slot.id == id);
@@ -295,7 +298,9 @@ impl<M: RemoteMessage> Channel<M> {
         let (queue, waker) = slot
             .map(|slot| (slot.queue, slot.waker))
             .unwrap_or_default();
-        for arrived in unread.into_iter().chain(queue).rev() {
+        let left = unread.into_iter().chain(queue);
+        let (copies, messages): (Vec<_>, Vec<_>) = left.partition(|arrived| arrived.copy);
+        for arrived in messages.into_iter().rev() {
             state.backlog.push_front(arrived);
         }
         let wakers = state.distribute();
@@ -306,6 +311,7 @@ impl<M: RemoteMessage> Channel<M> {
         if nobody && position.is_some() {
             self.tell_origins();
         }
+        drop(copies);
         let returned = returned.into_iter().flatten();
         returned.for_each(Arrived::hand_back);
     }
@@ -380,6 +386,59 @@ impl<M: RemoteMessage> Channel<M> {
         wakers.into_iter().for_each(Waker::wake);
     }
 
+    /// The recipients, by their numbers.
+    pub(crate) fn recipients(&self) -> Vec<u64> {
+        let state = self.state();
+        state.recipients.iter().map(|slot| slot.id).collect()
+    }
+
+    /// Gives every recipient its copy of a broadcast, even beyond its capacity;
+    /// or, where there is a `limit`, only to those that have room and fewer than
+    /// so many messages before them. Returns how many got none.
+    pub(crate) fn give_to_all(
+        &self,
+        origin: Arc<dyn Origin<M>>,
+        limit: Option<usize>,
+        mut copy: impl FnMut(u64) -> Option<Body<M>>,
+    ) -> usize {
+        let mut state = self.state();
+        let (mut missed, mut wakers) = (0, Vec::new());
+        for slot in &mut state.recipients {
+            let full = |limit: usize| slot.queue.len() >= limit.min(slot.capacity);
+            if limit.is_some_and(full) {
+                missed += 1;
+            } else if let Some(body) = copy(slot.id) {
+                slot.queue.push_back(Arrived {
+                    origin: origin.clone(),
+                    sequence: 0,
+                    ask: false,
+                    copy: true,
+                    body,
+                });
+                wakers.extend(slot.waker.take());
+            }
+        }
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        missed
+    }
+
+    /// Takes back the copies of broadcasts that nobody waits for any more.
+    pub(crate) fn retract(&self) {
+        let mut state = self.state();
+        let mut retracted = Vec::new();
+        for slot in &mut state.recipients {
+            let over = |arrived: &Arrived<M>| arrived.copy && arrived.origin.is_gone();
+            let (gone, kept) = std::mem::take(&mut slot.queue).into_iter().partition(over);
+            slot.queue = kept;
+            retracted.push(gone);
+        }
+        let wakers = state.distribute();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        drop::<Vec<VecDeque<_>>>(retracted);
+    }
+
     /// Takes in one message from this node, or gives its body back if nobody
     /// here receives.
     pub(crate) fn offer(&self, arrived: Arrived<M>) -> Result<(), Body<M>> {
@@ -437,6 +496,7 @@ impl<M: RemoteMessage> Inlet for Channel<M> {
             origin: origin.clone(),
             sequence,
             ask,
+            copy: false,
             body: Body::Encoded(body),
         }));
     }

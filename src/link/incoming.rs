@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    FRAME_BYTES, GIVEN_UP, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
+    BroadcastInlet, FRAME_BYTES, GIVEN_UP, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
     room::{PeerRoom, Taken},
     transfer::{Assembly, ChunkError},
 };
@@ -35,6 +35,12 @@ pub(crate) trait Inlet: Send + Sync {
     fn attach(&self, lane: Arc<Lane>);
     /// Takes messages with consecutive numbers from `first` on.
     fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>);
+}
+
+/// Where all that comes in one namespace goes on this node.
+pub(crate) struct Inlets {
+    pub(crate) messages: Arc<dyn Inlet>,
+    pub(crate) broadcasts: Arc<dyn BroadcastInlet>,
 }
 
 /// The receiving end of the stream from one peer.
@@ -60,6 +66,7 @@ struct Shared {
     large: VecDeque<(u32, u64, Sending)>,
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
+    confirmations: Vec<proto::Confirmation>,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
 }
@@ -130,6 +137,20 @@ impl Incoming {
                 ..proto::Grant::default()
             })
         });
+    }
+
+    /// Hands a broadcast back that this node knows nothing to do with.
+    fn send_back(&self, broadcast: proto::Broadcast) {
+        let addressees = broadcast.addressees.iter();
+        let answer = proto::Confirmation {
+            channel: broadcast.channel,
+            copy: broadcast.copy,
+            returned: addressees.map(|addressee| addressee.node).collect(),
+            late: true,
+            done: true,
+            ..proto::Confirmation::default()
+        };
+        self.say(|shared| shared.confirmations.push(answer));
     }
 
     /// Counts messages that have arrived. `false` if they are more than was
@@ -253,6 +274,16 @@ impl Lane {
             }),
         });
     }
+
+    /// Answers a copy of a broadcast.
+    pub(crate) fn confirm(&self, answer: proto::Confirmation) {
+        let answer = proto::Confirmation {
+            channel: self.channel,
+            ..answer
+        };
+        self.incoming
+            .say(|shared| shared.confirmations.push(answer));
+    }
 }
 
 impl Shared {
@@ -262,6 +293,7 @@ impl Shared {
             && self.verdicts.is_empty()
             && self.replies.is_empty()
             && self.proceeds.is_empty()
+            && self.confirmations.is_empty()
             && self.large.front().is_none_or(|(.., reply)| reply.waits())
     }
 
@@ -331,6 +363,7 @@ impl Shared {
             replies: self.replies.drain(..count).collect(),
             chunks: self.chunk().into_iter().collect(),
             proceeds: std::mem::take(&mut self.proceeds),
+            confirmations: std::mem::take(&mut self.confirmations),
         }
     }
 }
@@ -378,6 +411,8 @@ pub(crate) enum ProtocolError {
     NoSuchNumber { channel: u32 },
     #[error("the channel {channel} for a namespace that has another one")]
     SecondChannel { channel: u32 },
+    #[error("{problem} on the channel {channel}")]
+    Broadcast { channel: u32, problem: &'static str },
     #[error("more than {MAX_CHANNELS} channels")]
     TooManyChannels,
     #[error("a message of {size} bytes that did not come in chunks")]
@@ -421,9 +456,9 @@ struct Admission {
 }
 
 /// Where a channel leads, and where the answers go.
-type Leads = (Arc<dyn Inlet>, Arc<Lane>);
+type Leads = (Inlets, Arc<Lane>);
 
-impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
+impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
     /// `find` looks up a namespace that is received on this node.
     /// `max_message` is the largest message, in bytes.
     pub(crate) fn new(
@@ -460,8 +495,20 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             if let Some(long) = run.messages.iter().find(|m| m.len() > INLINE_BYTES) {
                 return Err(ProtocolError::NotInChunks { size: long.len() });
             }
-            let (inlet, lane) = self.granted(channel, run.messages.len())?;
+            let (inlets, lane) = self.granted(channel, run.messages.len())?;
+            let inlet = &inlets.messages;
             inlet.deliver(lane, run.first, run.ask, run.messages);
+        }
+        for broadcast in frame.broadcasts {
+            let channel = broadcast.channel;
+            match self.known.get(&channel) {
+                None => return Err(ProtocolError::UnknownChannel { channel }),
+                Some(None) => self.incoming.send_back(broadcast),
+                Some(Some((inlets, lane))) => inlets
+                    .broadcasts
+                    .arrived(lane, broadcast)
+                    .map_err(|problem| ProtocolError::Broadcast { channel, problem })?,
+            }
         }
         for chunk in frame.chunks {
             self.chunk(chunk)?;
@@ -511,10 +558,12 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
             return Ok(());
         }
         let (whole, leads) = (self.arriving.remove(&channel), self.known.get(&channel));
-        if let (Some(whole), Some(Some((inlet, lane)))) = (whole, leads)
+        if let (Some(whole), Some(Some((inlets, lane)))) = (whole, leads)
             && let Some((assembly, _)) = whole.assembly
         {
-            inlet.deliver(lane, whole.sequence, whole.ask, vec![assembly.into_bytes()]);
+            let message = vec![assembly.into_bytes()];
+            let inlet = &inlets.messages;
+            inlet.deliver(lane, whole.sequence, whole.ask, message);
         }
         Ok(())
     }
@@ -600,12 +649,15 @@ impl<Find: Fn(&str) -> Option<Arc<dyn Inlet>>> Channels<Find> {
         if self.by_namespace.len() > MAX_CHANNELS {
             return Err(ProtocolError::TooManyChannels);
         }
-        let target = (self.find)(&channel.namespace).map(|inlet| {
+        let target = (self.find)(&channel.namespace).map(|inlets| {
             let lane = Lane::new(self.incoming.clone(), channel.id, channel.label.into());
-            (inlet, lane)
+            (inlets, lane)
         });
         match &target {
-            Some((inlet, lane)) => inlet.attach(lane.clone()),
+            Some((inlets, lane)) => {
+                inlets.broadcasts.attached();
+                inlets.messages.attach(lane.clone());
+            }
             None => self.incoming.refuse(channel.id),
         }
         self.known.insert(channel.id, target);

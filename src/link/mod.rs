@@ -16,12 +16,16 @@ mod transfer;
 
 use bytes::Bytes;
 
+use std::sync::Arc;
+
 pub(crate) use self::{
-    incoming::{Channels, Incoming, Inlet, Lane, Replies},
+    incoming::{Channels, Incoming, Inlet, Inlets, Lane, Replies},
     outgoing::{Link, Links, Target},
     room::{Bounds, Room},
     transfer::{INLINE_BYTES, Sending},
 };
+
+use crate::proto;
 
 /// A frame holds this much, or one larger message. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
@@ -29,6 +33,9 @@ const FRAME_BYTES: usize = 64 << 10;
 const MESSAGE_OVERHEAD: usize = 32;
 /// Where a large reply would go on up to, if it were wanted.
 const GIVEN_UP: u64 = 0;
+/// What an addressee of a broadcast takes in a frame, at the most, as long as
+/// boots and broadcasts are counted with eight digits.
+const ADDRESSEE_BYTES: usize = 24;
 
 /// What became of a message that was handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,4 +87,28 @@ pub(crate) trait Feedback: Send + Sync {
     /// The link broke. What has not been taken, or not wholly, has not left this
     /// node; of what has been and has no verdict, nothing is known.
     fn broken(&self);
+}
+
+/// How the links of a node tell what happens to the broadcasts that it passes
+/// on. They hold none of their locks while they call.
+pub(crate) trait BroadcastFeedback: Send + Sync {
+    /// Broadcasts can be handed over to the link.
+    fn up(&self, link: &Link);
+    /// The link broke. What the peer has not answered it answers no more.
+    fn broken(&self, link: &Link);
+    /// What the peer answers. The error says what is wrong with it.
+    fn confirmed(
+        &self,
+        link: &Link,
+        namespace: &str,
+        answer: proto::Confirmation,
+    ) -> Result<(), &'static str>;
+}
+
+/// Where the broadcasts of one namespace go on this node.
+pub(crate) trait BroadcastInlet: Send + Sync {
+    /// A peer has opened a link on which it may pass some on.
+    fn attached(&self);
+    /// Takes one in. The error says what is wrong with it.
+    fn arrived(&self, lane: &Arc<Lane>, broadcast: proto::Broadcast) -> Result<(), &'static str>;
 }

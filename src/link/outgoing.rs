@@ -13,18 +13,20 @@ use futures_util::task::AtomicWaker;
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use super::{
-    FRAME_BYTES, Feedback, GIVEN_UP, Load, MESSAGE_OVERHEAD, Verdict,
+    ADDRESSEE_BYTES, BroadcastFeedback, FRAME_BYTES, Feedback, GIVEN_UP, Load, MESSAGE_OVERHEAD,
+    Verdict,
     transfer::{Assembly, ChunkError},
 };
 use crate::{
     connections::Connections,
+    delivery::Ticket,
     proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
     view::{Identity, NodeId},
 };
@@ -54,6 +56,7 @@ pub(crate) struct Links {
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
+    broadcasts: Arc<dyn BroadcastFeedback>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
 }
 
@@ -67,6 +70,7 @@ impl Links {
         runtime: Handle,
         tasks: TaskTracker,
         stop: CancellationToken,
+        broadcasts: Arc<dyn BroadcastFeedback>,
     ) -> Self {
         Self {
             me,
@@ -75,6 +79,7 @@ impl Links {
             runtime,
             tasks,
             stop,
+            broadcasts,
             links: Mutex::default(),
         }
     }
@@ -89,7 +94,8 @@ impl Links {
         let mut links = self.links();
         let link = links.entry(peer).or_insert_with(|| {
             let stop = self.stop.child_token();
-            let link = Arc::new(Link::new(peer, target, self.max_reply, stop));
+            let broadcasts = self.broadcasts.clone();
+            let link = Arc::new(Link::new(peer, target, self.max_reply, stop, broadcasts));
             let run = link.clone().run(self.me.clone(), self.connections.clone());
             self.tasks.spawn_on(run, &self.runtime);
             link
@@ -134,6 +140,7 @@ pub(crate) struct Link {
     finishing: CancellationToken,
     /// The largest reply, in bytes.
     max_reply: usize,
+    broadcasts: Arc<dyn BroadcastFeedback>,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
     writer: AtomicWaker,
@@ -151,6 +158,8 @@ struct Shared {
     declared: usize,
     /// The channels that have something to write, in turn.
     calling: VecDeque<u32>,
+    /// Copies of broadcasts that are to be written.
+    broadcasts: VecDeque<Broadcast>,
     /// For replies that come in chunks.
     proceeds: Vec<proto::Proceed>,
     /// The peer has left: nothing more is written than is here.
@@ -164,6 +173,38 @@ struct Channel {
     /// A number above those of all messages that have been written, for the next
     /// mailbox to start from.
     unsent: u64,
+}
+
+struct Broadcast {
+    copy: proto::Broadcast,
+    deadline: Arc<Ticket>,
+    patience: Instant,
+}
+
+impl Broadcast {
+    /// What it takes in a frame, at the most.
+    fn size(&self) -> usize {
+        let proto::Broadcast {
+            addressees,
+            message,
+            ..
+        } = &self.copy;
+        3 * MESSAGE_OVERHEAD + ADDRESSEE_BYTES * addressees.len() + message.len()
+    }
+
+    /// The copy as it is written now.
+    fn now(self) -> proto::Broadcast {
+        let now = Instant::now();
+        let left = |until: Instant| {
+            let left = until.saturating_duration_since(now);
+            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+        };
+        proto::Broadcast {
+            remaining: left(self.deadline.at()),
+            patience: left(self.patience),
+            ..self.copy
+        }
+    }
 }
 
 /// Why a stream ended.
@@ -188,19 +229,27 @@ enum Broken {
 }
 
 impl Link {
-    fn new(peer: NodeId, target: Target, max_reply: usize, stop: CancellationToken) -> Self {
+    fn new(
+        peer: NodeId,
+        target: Target,
+        max_reply: usize,
+        stop: CancellationToken,
+        broadcasts: Arc<dyn BroadcastFeedback>,
+    ) -> Self {
         Self {
             peer,
             max_reply,
             target: watch::Sender::new(target),
             stop,
             finishing: CancellationToken::new(),
+            broadcasts,
             shared: Mutex::new(Shared {
                 up: false,
                 stream: 0,
                 channels: Vec::new(),
                 declared: 0,
                 calling: VecDeque::new(),
+                broadcasts: VecDeque::new(),
                 proceeds: Vec::new(),
                 finishing: false,
             }),
@@ -261,6 +310,38 @@ impl Link {
         shared.calling.push_back(channel);
         drop(shared);
         self.writer.wake();
+    }
+
+    /// Hands a copy of a broadcast over to be written, with the time that is
+    /// left until its deadline, and its patience, then. `false` if the link is
+    /// down.
+    pub(crate) fn pass_on(
+        &self,
+        copy: proto::Broadcast,
+        deadline: Arc<Ticket>,
+        patience: Instant,
+    ) -> bool {
+        let mut shared = self.shared();
+        if !shared.up {
+            return false;
+        }
+        shared.broadcasts.push_back(Broadcast {
+            copy,
+            deadline,
+            patience,
+        });
+        drop(shared);
+        self.writer.wake();
+        true
+    }
+
+    pub(crate) fn peer(&self) -> NodeId {
+        self.peer
+    }
+
+    /// Whether messages can be handed over.
+    pub(crate) fn is_up(&self) -> bool {
+        self.shared().up
     }
 
     /// Ends the link in order: no more is sent, and what the peer still has to
@@ -345,6 +426,7 @@ impl Link {
             self.shared().up = true;
             self.writer.wake();
             info!(node = %me.node, peer = %self.peer, %address, "link up");
+            self.broadcasts.up(self);
             self.read(replies).await
         };
         tokio::select! {
@@ -397,6 +479,11 @@ impl Link {
                 if let Some(mailbox) = self.mailbox(replied.channel)? {
                     mailbox.replied(replied.sequence, reply);
                 }
+            }
+            for answer in frame.confirmations {
+                let namespace = self.namespace(answer.channel)?;
+                let confirmed = self.broadcasts.confirmed(self, &namespace, answer);
+                confirmed.map_err(Broken::Protocol)?;
             }
             for proceed in frame.proceeds {
                 if let Some(mailbox) = self.mailbox(proceed.channel)? {
@@ -461,6 +548,13 @@ impl Link {
         self.writer.wake();
     }
 
+    fn namespace(&self, channel: u32) -> Result<Arc<str>, Broken> {
+        let shared = self.shared();
+        let channel = shared.channels.get(channel as usize);
+        let channel = channel.ok_or(Broken::Protocol("a channel that does not exist"))?;
+        Ok(channel.namespace.clone())
+    }
+
     /// The mailbox of a channel, unless that is gone.
     fn mailbox(&self, channel: u32) -> Result<Option<Arc<dyn Feedback>>, Broken> {
         let shared = self.shared();
@@ -478,6 +572,7 @@ impl Link {
         shared.stream += 1;
         shared.declared = 0;
         shared.calling.clear();
+        shared.broadcasts.clear();
         shared.proceeds.clear();
         let channels = shared.channels.iter();
         let told: Vec<_> = channels.map(|channel| channel.mailbox.clone()).collect();
@@ -487,6 +582,7 @@ impl Link {
             for mailbox in told.iter().filter_map(Weak::upgrade) {
                 mailbox.broken();
             }
+            self.broadcasts.broken(self);
         }
         was_up
     }
@@ -594,6 +690,18 @@ impl Shared {
                 namespace: channel.namespace.to_string(),
                 label: channel.label.to_string(),
             });
+        }
+        // The peer reads a frame's broadcasts after its runs. They leave room for
+        // messages, if there are any.
+        let room = match self.calling.is_empty() {
+            true => FRAME_BYTES,
+            false => FRAME_BYTES / 2,
+        };
+        while *bytes < room
+            && let Some(broadcast) = self.broadcasts.pop_front()
+        {
+            *bytes += broadcast.size();
+            frame.broadcasts.push(broadcast.now());
         }
         let channel = self.calling.pop_front()?;
         let mailbox = self.channels[channel as usize].mailbox.clone();

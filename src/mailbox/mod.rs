@@ -47,20 +47,31 @@ impl<M: RemoteMessage> Actor for Mailbox<M> {
         let outbox = self.outbox.clone();
         let keep_deadlines = async move {
             loop {
-                let earliest = outbox.earliest();
-                let expired = async {
-                    match earliest {
-                        Some(earliest) => sleep_until(earliest).await,
-                        None => pending().await,
-                    }
-                };
                 tokio::select! {
-                    () = expired => outbox.expire(Instant::now()),
+                    () = reached(outbox.earliest()) => outbox.expire(Instant::now()),
                     () = outbox.sooner() => {}
                 }
             }
         };
         ctx.spawn(keep_deadlines.into_actor(self));
+        let relay = self.outbox.relay().clone();
+        let keep_deadlines = async move {
+            loop {
+                tokio::select! {
+                    () = reached(relay.earliest()) => relay.expire(Instant::now()),
+                    () = relay.sooner() => {}
+                }
+            }
+        };
+        ctx.spawn(keep_deadlines.into_actor(self));
+    }
+}
+
+/// Resolves at a deadline, if there is one.
+async fn reached(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
     }
 }
 

@@ -28,6 +28,7 @@ use super::{
     rotation,
 };
 use crate::{
+    broadcast::Relay,
     dead_letter::{DeadLetter, DeadLetterOffice},
     delivery::{Delivery, Held, Request, Ticket, Timekeeper, Waiter},
     error::DeliveryError,
@@ -62,6 +63,7 @@ pub(crate) struct Place<M: RemoteMessage> {
     pub(crate) limits: Limits,
     pub(crate) links: Arc<Links>,
     pub(crate) local: Arc<Channel<M>>,
+    pub(crate) relay: Arc<Relay>,
     pub(crate) dead_letters: Arc<DeadLetterOffice>,
 }
 
@@ -200,6 +202,11 @@ impl<M: RemoteMessage> Outbox<M> {
         self.fail(&mut state.traffic, &mut parcel, error);
     }
 
+    /// What sends the broadcasts of the namespace.
+    pub(crate) fn relay(&self) -> &Arc<Relay> {
+        &self.place.relay
+    }
+
     fn timekeeper(&self) -> Arc<dyn Timekeeper> {
         self.this
             .upgrade()
@@ -292,6 +299,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 origin: lane.end.clone(),
                 sequence: lane.next(),
                 ask: parcel.waiter.asks(),
+                copy: false,
                 body,
             };
             if let Err(body) = self.place.local.offer(arrived) {
@@ -381,12 +389,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
-        DeliveryError::Rejected {
-            reason: format!(
-                "the namespace {:?} carries {theirs} in this cluster and {} here",
-                self.place.namespace, self.place.label
-            ),
-        }
+        DeliveryError::other_type(&self.place.namespace, theirs, &self.place.label)
     }
 
     // What the mailbox calls.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     delivery::{Held, Waiter, far},
     error::DeliveryError,
-    message::{Body, EncodeError, RemoteMessage, encode},
+    message::{Body, RemoteMessage, encode_message},
 };
 
 pub(super) struct Parcel<M: RemoteMessage> {
@@ -67,10 +67,7 @@ impl<M: RemoteMessage> Parcel<M> {
     /// bytes.
     pub(super) fn encode(&mut self, limit: usize) -> Result<(), DeliveryError> {
         if let Some(Body::Value(message)) = &self.body {
-            let bytes = encode(message, limit).map_err(|error| match error {
-                EncodeError::TooLarge(size) => DeliveryError::TooLarge { size, limit },
-                EncodeError::Failed(reason) => DeliveryError::Encode { reason },
-            })?;
+            let bytes = encode_message(message, limit)?;
             self.size = bytes.len();
             self.body = Some(Body::Encoded(bytes));
         }

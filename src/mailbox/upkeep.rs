@@ -1,6 +1,8 @@
 //! What the node asks of an outbox, whatever its type of message.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{collections::HashMap, future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+
+use futures_util::future::join;
 
 use super::{
     feedback::LaneEnd,
@@ -8,10 +10,11 @@ use super::{
     outbox::{Outbox, State},
 };
 use crate::{
+    broadcast,
     error::DeliveryError,
     link::Target,
     message::RemoteMessage,
-    status::Traffic,
+    status::{BroadcastCounts, Traffic},
     view::{NodeId, View},
 };
 
@@ -22,10 +25,13 @@ pub(crate) trait AnyOutbox: Send + Sync {
     fn close(&self);
     /// Resolves when all that was taken in is settled, or waits for nobody.
     fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
-    /// Gives up what is left: messages that wait, and that are under way.
+    /// Gives up what is left: messages and broadcasts that wait, and that are
+    /// under way.
     fn abandon(&self) -> (usize, usize);
     /// What has become of the messages.
     fn traffic(&self) -> Traffic;
+    /// The same of the broadcasts.
+    fn broadcasts(&self) -> BroadcastCounts;
 }
 
 impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
@@ -42,9 +48,19 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             .filter(|_| other.is_none())
             .into_iter()
             .flat_map(|receivers| receivers.nodes.keys().copied());
+        let mut routes = HashMap::new();
         for node in nodes {
             if let Some(lane) = self.lane_to(&mut state, node, view) {
                 lane.agreed = true;
+                let member = view.nodes.get(&node);
+                if let (Route::Remote { link, channel }, Some(member)) = (&lane.route, member) {
+                    let route = broadcast::Route {
+                        boot: member.boot,
+                        link: link.clone(),
+                        channel: *channel,
+                    };
+                    routes.insert(node, route);
+                }
             }
         }
         state.tidy();
@@ -55,16 +71,20 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             }
         }
         self.pump(&mut state);
+        drop(state);
+        place.relay.follow(routes);
     }
 
     fn close(&self) {
         let mut state = self.state();
         state.closed = true;
         self.pump(&mut state);
+        drop(state);
+        self.place.relay.close();
     }
 
     fn drained(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(poll_fn(|cx| {
+        let messages = poll_fn(|cx| {
             let mut state = self.state();
             let hopeless = !state.lanes.iter().any(|lane| lane.agreed);
             let settled = state.lanes.iter().all(|lane| lane.pending() == 0);
@@ -73,7 +93,10 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             }
             state.wait(cx);
             Poll::Pending
-        }))
+        });
+        Box::pin(async {
+            join(messages, self.place.relay.drained()).await;
+        })
     }
 
     fn abandon(&self) -> (usize, usize) {
@@ -102,7 +125,9 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             }
         }
         self.pump(&mut state);
-        (waiting, under_way)
+        drop(state);
+        let broadcasts = self.place.relay.abandon();
+        (waiting + broadcasts.0, under_way + broadcasts.1)
     }
 
     fn traffic(&self) -> Traffic {
@@ -113,6 +138,10 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             under_way: pending as u64,
             ..state.traffic
         }
+    }
+
+    fn broadcasts(&self) -> BroadcastCounts {
+        self.place.relay.counts()
     }
 }
 

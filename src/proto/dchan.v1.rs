@@ -239,6 +239,9 @@ pub struct LinkRequest {
     pub channels: ::prost::alloc::vec::Vec<Channel>,
     #[prost(message, repeated, tag = "3")]
     pub runs: ::prost::alloc::vec::Vec<Run>,
+    /// They come after the runs of the same frame.
+    #[prost(message, repeated, tag = "4")]
+    pub broadcasts: ::prost::alloc::vec::Vec<Broadcast>,
     /// Parts of messages that are too large for a run.
     #[prost(message, repeated, tag = "8")]
     pub chunks: ::prost::alloc::vec::Vec<Chunk>,
@@ -314,6 +317,58 @@ pub struct Proceed {
     #[prost(uint64, tag = "3")]
     pub until: u64,
 }
+/// A copy of a message that all receivers of a namespace get, for some of them.
+/// Whoever gets the copy hands the message over if it is among them, passes
+/// copies on to the others, and answers for all of them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Broadcast {
+    #[prost(uint32, tag = "1")]
+    pub channel: u32,
+    /// Names the copy in what is answered. Used once on a channel.
+    #[prost(uint64, tag = "2")]
+    pub copy: u64,
+    /// The process that the message comes from.
+    #[prost(fixed64, tag = "3")]
+    pub origin: u64,
+    #[prost(uint64, tag = "4")]
+    pub origin_boot: u64,
+    /// Counts what the origin has broadcast in the namespace, from one on.
+    #[prost(uint64, tag = "5")]
+    pub sequence: u64,
+    /// The origin waits for nothing more about those with a lower number.
+    #[prost(uint64, tag = "6")]
+    pub settled: u64,
+    /// Until its deadline, in milliseconds.
+    #[prost(uint64, tag = "7")]
+    pub remaining: u64,
+    /// How long to hold it back for one that is missing before it, at the most,
+    /// in milliseconds.
+    #[prost(uint64, tag = "8")]
+    pub patience: u64,
+    /// How many links the copy has come over, this one included.
+    #[prost(uint32, tag = "9")]
+    pub hops: u32,
+    /// A recipient that has no room misses it.
+    #[prost(bool, tag = "10")]
+    pub lossy: bool,
+    #[prost(message, repeated, tag = "11")]
+    pub addressees: ::prost::alloc::vec::Vec<Addressee>,
+    /// MessagePack.
+    #[prost(bytes = "bytes", tag = "12")]
+    pub message: ::prost::bytes::Bytes,
+}
+/// A receiver that a copy of a broadcast is for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Addressee {
+    #[prost(fixed64, tag = "1")]
+    pub node: u64,
+    #[prost(uint64, tag = "2")]
+    pub boot: u64,
+    /// How many numbers before this one is that of the last broadcast before it
+    /// that the receiver gets, unless that is settled. Nought for none.
+    #[prost(uint64, tag = "3")]
+    pub behind: u64,
+}
 /// From the receiver of messages to their sender.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinkReply {
@@ -326,6 +381,8 @@ pub struct LinkReply {
     pub verdicts: ::prost::alloc::vec::Vec<Verdict>,
     #[prost(message, repeated, tag = "4")]
     pub replies: ::prost::alloc::vec::Vec<Reply>,
+    #[prost(message, repeated, tag = "5")]
+    pub confirmations: ::prost::alloc::vec::Vec<Confirmation>,
     /// Parts of replies that are too large for a frame.
     #[prost(message, repeated, tag = "8")]
     pub chunks: ::prost::alloc::vec::Vec<Chunk>,
@@ -486,6 +543,32 @@ pub mod reply {
         #[prost(string, tag = "4")]
         None(::prost::alloc::string::String),
     }
+}
+/// What became of a copy of a broadcast.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Confirmation {
+    #[prost(uint32, tag = "1")]
+    pub channel: u32,
+    #[prost(uint64, tag = "2")]
+    pub copy: u64,
+    /// How many of the copy's addressees have the message, and how many have
+    /// missed it. Said with the last answer.
+    #[prost(uint64, tag = "3")]
+    pub confirmed: u64,
+    #[prost(uint64, tag = "4")]
+    pub missed: u64,
+    /// The addressees that the node answers for no more, since it does not reach
+    /// them, or it is late.
+    #[prost(fixed64, repeated, tag = "5")]
+    pub returned: ::prost::alloc::vec::Vec<u64>,
+    /// The deadline is near, or the node is leaving: nothing is wrong with the way
+    /// to those that are returned.
+    #[prost(bool, tag = "6")]
+    pub late: bool,
+    /// Nothing more comes about the copy. Addressees that have not been counted
+    /// until then do not get the message.
+    #[prost(bool, tag = "7")]
+    pub done: bool,
 }
 /// Generated client implementations.
 pub mod peer_client {

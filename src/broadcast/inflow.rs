@@ -1,0 +1,170 @@
+//! What one origin has broadcast, as a node that receives it sees it: each once,
+//! and in order.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    errand::Letter,
+    hearing::{Hearing, Outcome},
+    order::Order,
+};
+
+/// How much longer than the last deadline it is remembered what has been handed
+/// over. A copy that is on its way longer than this finds its link broken.
+const SLACK: Duration = Duration::from_secs(30);
+
+pub(super) struct Inflow {
+    order: Order<Arc<Letter>>,
+    /// By number, from the lowest on that the origin has not settled.
+    known: BTreeMap<u64, Known>,
+    /// By then all that is known has expired.
+    latest: Instant,
+}
+
+enum Known {
+    /// The recipients have it before them, or it waits for one before it.
+    Awaited {
+        /// What has to be told of the outcome.
+        errands: Vec<u64>,
+        /// Empty until it has been handed over.
+        hearing: Weak<Hearing>,
+        expires: Instant,
+    },
+    Settled(Outcome),
+}
+
+impl Inflow {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            order: Order::new(),
+            known: BTreeMap::new(),
+            latest: now,
+        }
+    }
+
+    /// Takes in a copy for this node, on an errand. Returns the outcome if it is
+    /// known, because it is not the first copy.
+    pub(super) fn take_in(
+        &mut self,
+        letter: &Arc<Letter>,
+        previous: u64,
+        errand: u64,
+    ) -> Option<Outcome> {
+        let number = letter.sequence;
+        self.order.settle(letter.settled);
+        let unsettled = self.known.split_off(&letter.settled);
+        let settled = std::mem::replace(&mut self.known, unsettled);
+        let awaited = |(_, known): &(u64, Known)| matches!(known, Known::Awaited { .. });
+        self.known.extend(settled.into_iter().filter(awaited));
+        let expires = letter.deadline.at();
+        self.latest = self.latest.max(expires);
+        match self.known.get_mut(&number) {
+            Some(Known::Settled(outcome)) => return Some(*outcome),
+            Some(Known::Awaited { errands, .. }) => errands.push(errand),
+            None if self.order.is_past(number) => return Some(Outcome::Gone),
+            None => {
+                let awaited = Known::Awaited {
+                    errands: vec![errand],
+                    hearing: Weak::new(),
+                    expires,
+                };
+                self.known.insert(number, awaited);
+                self.order.take_in(number, previous, letter.clone());
+            }
+        }
+        None
+    }
+
+    /// What is to be handed over now, if anything is. `hearing` makes what it is
+    /// handed over with.
+    pub(super) fn next(
+        &mut self,
+        hearing: impl FnOnce(u64) -> Arc<Hearing>,
+    ) -> Option<(Arc<Letter>, Arc<Hearing>)> {
+        let letter = self.order.next()?;
+        let made = hearing(letter.sequence);
+        if let Some(Known::Awaited { hearing, .. }) = self.known.get_mut(&letter.sequence) {
+            *hearing = Arc::downgrade(&made);
+        }
+        Some((letter, made))
+    }
+
+    /// The recipients are done with it. Returns what has to be told of it.
+    pub(super) fn heard(&mut self, number: u64, outcome: Outcome) -> Vec<u64> {
+        let Some(known) = self.known.get_mut(&number) else {
+            return Vec::new();
+        };
+        match known {
+            Known::Awaited { errands, .. } => {
+                let errands = std::mem::take(errands);
+                *known = Known::Settled(outcome);
+                errands
+            }
+            Known::Settled(_) => Vec::new(),
+        }
+    }
+
+    /// Gives up what is past its deadline and waits no longer where the patience
+    /// is over. Returns the errands that had waited for what was given up, and
+    /// whether recipients have any of it before them.
+    pub(super) fn expire(&mut self, now: Instant) -> (Vec<u64>, bool) {
+        let (mut told, mut retract) = (Vec::new(), false);
+        for (number, known) in &mut self.known {
+            let Known::Awaited {
+                errands,
+                hearing,
+                expires,
+            } = known
+            else {
+                continue;
+            };
+            if *expires > now {
+                continue;
+            }
+            match hearing.upgrade() {
+                Some(hearing) => {
+                    hearing.end();
+                    retract = true;
+                }
+                None => self.order.give_up(*number),
+            }
+            told.append(errands);
+            *known = Known::Settled(Outcome::Gone);
+        }
+        let impatient: Vec<u64> = self
+            .order
+            .early()
+            .filter(|(_, letter)| letter.patience <= now)
+            .map(|(number, _)| number)
+            .collect();
+        for number in impatient {
+            self.order.wait_no_longer(number);
+        }
+        (told, retract)
+    }
+
+    /// Whether all that came from the origin may be forgotten: whatever else of
+    /// it comes will have expired.
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        self.latest + SLACK <= now
+    }
+
+    /// When there is something to do for `expire`, or `is_over` becomes true.
+    pub(super) fn earliest(&self, now: Instant) -> Instant {
+        let expiries = self.known.values().filter_map(|known| match known {
+            Known::Awaited { expires, .. } => Some(*expires),
+            Known::Settled(_) => None,
+        });
+        let patiences = self.order.early().map(|(_, letter)| letter.patience);
+        // One whose patience is over waits for another one's.
+        let patiences = patiences.filter(|patience| *patience > now);
+        let over = self.latest + SLACK;
+        expiries.chain(patiences).min().unwrap_or(over).min(over)
+    }
+}

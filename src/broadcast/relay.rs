@@ -1,0 +1,683 @@
+//! The broadcasts of one namespace that a node sees to: its own, and those that
+//! it hands over and passes on for others.
+//!
+//! Links, recipients and senders call in from their threads. All of it is state
+//! under one lock. Copies are passed to the links under it; recipients are
+//! called without it, and in turn, by whoever finds that there is something to
+//! hand over.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    task::Waker,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use super::{
+    LARGEST, MOST_ARRIVED, MOST_PASSED,
+    errand::{Answer, Copy, Errand, Letter, Source},
+    hearing::{Audience, HandOver, Hearing, Outcome},
+    inflow::Inflow,
+    origin::Outflow,
+    tree::{self, Addressee},
+};
+use crate::{
+    delivery::Timekeeper,
+    link::{Lane, Link},
+    proto,
+    status::BroadcastCounts,
+    view::{NodeId, Receivers, View},
+};
+
+/// How often addressees that are out of reach are tried another way.
+const DETOUR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a relay has to know of its node.
+pub(crate) struct Place {
+    pub(crate) node: NodeId,
+    pub(crate) boot: u64,
+    pub(crate) namespace: Arc<str>,
+    pub(crate) label: Arc<str>,
+    pub(crate) audience: Arc<dyn Audience>,
+    pub(crate) agreed: watch::Receiver<Arc<View>>,
+    /// How many broadcasts of this node may be under way, and in bytes.
+    pub(crate) window: usize,
+    pub(crate) window_bytes: usize,
+    /// How long a broadcast may take where its sender does not say.
+    pub(crate) send_timeout: Duration,
+    /// The largest encoded message.
+    pub(crate) max_message: usize,
+}
+
+pub(crate) struct Relay {
+    pub(super) place: Place,
+    pub(super) this: Weak<Self>,
+    state: Mutex<State>,
+    /// What has to be done next has become earlier.
+    sooner: Notify,
+}
+
+pub(super) struct State {
+    /// Who receives the namespace by the view.
+    pub(super) receivers: Option<Arc<Receivers>>,
+    /// How the other ones are reached.
+    pub(super) routes: HashMap<NodeId, Route>,
+    pub(super) errands: HashMap<u64, Errand>,
+    pub(super) copies: HashMap<u64, Copy>,
+    /// The next number of an errand or a copy.
+    next: u64,
+    /// How many copies a peer has of an origin and has not answered.
+    passed: HashMap<(NodeId, Source), usize>,
+    /// How many errands there are for a link and an origin.
+    arrived: HashMap<(usize, Source), usize>,
+    pub(super) inflows: HashMap<Source, Inflow>,
+    pub(super) own: Outflow,
+    tasks: VecDeque<Task>,
+    /// Somebody is at work on the tasks.
+    working: bool,
+    pub(super) earliest: Option<Instant>,
+    /// When addressees that are out of reach are tried another way.
+    pub(super) detour: Option<Instant>,
+    pub(super) wakers: Vec<Waker>,
+    pub(super) counts: BroadcastCounts,
+    /// The node shuts down: it broadcasts nothing more and passes nothing on for
+    /// others.
+    pub(super) closed: bool,
+    /// It takes nothing in any more.
+    pub(super) ended: bool,
+}
+
+/// The link to a receiver, and the namespace's channel on it.
+#[derive(Clone)]
+pub(crate) struct Route {
+    pub(crate) boot: u64,
+    pub(crate) link: Arc<Link>,
+    pub(crate) channel: u32,
+}
+
+/// What a hearing is about.
+#[derive(Clone, Copy)]
+pub(super) enum Heard {
+    /// A broadcast of this node, by its errand.
+    Own(u64),
+    Of(Source, u64),
+}
+
+/// What has to be done without the lock.
+pub(super) enum Task {
+    HandOver(Arc<Letter>, Arc<Hearing>),
+    HandOverOwn(HandOver, bool, Arc<Hearing>),
+    Retract,
+    /// It may hold a user's messages.
+    Drop(HandOver),
+}
+
+impl Relay {
+    pub(crate) fn new(place: Place) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            place,
+            this: this.clone(),
+            state: Mutex::new(State {
+                receivers: None,
+                routes: HashMap::new(),
+                errands: HashMap::new(),
+                copies: HashMap::new(),
+                next: 1,
+                passed: HashMap::new(),
+                arrived: HashMap::new(),
+                inflows: HashMap::new(),
+                own: Outflow::new(),
+                tasks: VecDeque::new(),
+                working: false,
+                earliest: None,
+                detour: None,
+                wakers: Vec::new(),
+                counts: BroadcastCounts::default(),
+                closed: false,
+                ended: false,
+            }),
+            sooner: Notify::new(),
+        })
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no panic while broadcasts are passed on")
+    }
+
+    pub(super) fn me(&self) -> Source {
+        Source {
+            node: self.place.node,
+            boot: self.place.boot,
+        }
+    }
+
+    pub(super) fn is_me(&self, addressee: &Addressee) -> bool {
+        addressee.node == self.place.node && addressee.boot == self.place.boot
+    }
+
+    // What the links and the recipients call.
+
+    /// Takes in a copy from a peer. The error says what is wrong with it, so
+    /// that the link has to end.
+    pub(crate) fn arrived(
+        &self,
+        lane: &Arc<Lane>,
+        broadcast: proto::Broadcast,
+    ) -> Result<(), &'static str> {
+        if broadcast.message.len() > LARGEST {
+            return Err("a broadcast that is too large");
+        }
+        let now = Instant::now();
+        let copy = broadcast.copy;
+        let (letter, addressees) =
+            Letter::read(broadcast, now).ok_or("broadcasts that make no sense")?;
+        let letter = Arc::new(letter);
+        let origin = letter.origin;
+        let mut state = self.state();
+        let arrived = state.arrived.entry((place_of(lane), origin)).or_default();
+        if *arrived >= MOST_ARRIVED {
+            return Err("more broadcasts than may be under way");
+        }
+        *arrived += 1;
+        let mut errand = Errand::of_copy(letter.clone(), lane.clone(), copy, now);
+        let in_time = letter.deadline.at() > now;
+        let foreign = lane.label != self.place.label || origin == self.me();
+        if state.ended || foreign || !in_time {
+            if let Answer::Parent { late, .. } = &mut errand.answer {
+                late.extend(addressees.iter().map(|addressee| addressee.node));
+            }
+            let id = state.begin(errand);
+            self.settle(&mut state, id);
+            self.done(state);
+            return Ok(());
+        }
+        let (here, others): (Vec<_>, Vec<_>) = addressees
+            .into_iter()
+            .partition(|addressee| self.is_me(addressee));
+        self.note(&mut state, errand.due());
+        let id = state.begin(errand);
+        if let Some(addressee) = here.first() {
+            let inflow = state.inflows.entry(origin);
+            let inflow = inflow.or_insert_with(|| Inflow::new(now));
+            let known = inflow.take_in(&letter, addressee.previous, id);
+            self.note(&mut state, letter.patience.min(letter.deadline.at()));
+            if let Some(errand) = state.errands.get_mut(&id) {
+                errand.here = true;
+                if let Some(outcome) = known {
+                    errand.heard(outcome);
+                }
+            }
+            self.hand_over(&mut state, origin);
+        }
+        self.plan(&mut state, id, others);
+        self.settle(&mut state, id);
+        self.done(state);
+        Ok(())
+    }
+
+    /// Takes in what a peer answers for a copy. The error says what is wrong
+    /// with it.
+    pub(crate) fn confirmed(
+        &self,
+        link: &Link,
+        answer: proto::Confirmation,
+    ) -> Result<(), &'static str> {
+        let mut state = self.state();
+        let known = state.copies.get_mut(&answer.copy);
+        let Some(copy) = known.filter(|copy| std::ptr::eq(&*copy.link, link)) else {
+            // It was given up when an earlier stream broke.
+            return Ok(());
+        };
+        let id = copy.errand;
+        let mut part = copy.part.clone();
+        let mut returned = Vec::with_capacity(answer.returned.len());
+        for node in &answer.returned {
+            let mut nodes = part.iter().map(|addressee| addressee.node.get());
+            let position = nodes.position(|other| other == *node);
+            let position = position.ok_or("an answer for somebody else")?;
+            returned.push(part.swap_remove(position));
+        }
+        if answer.confirmed.saturating_add(answer.missed) > part.len() as u64 {
+            return Err("an answer for more than there are");
+        }
+        copy.part = part;
+        if answer.done {
+            state.forget(answer.copy);
+            if let Some(errand) = state.errands.get_mut(&id) {
+                errand.copies -= 1;
+                errand.tally.confirmed += answer.confirmed;
+                errand.tally.missed += answer.missed;
+            }
+        }
+        // Who hands itself back has a reason: it is not asked again at once.
+        let (late, returned) = returned
+            .into_iter()
+            .partition(|addressee| answer.late || addressee.node == link.peer());
+        self.put_off(&mut state, id, late);
+        self.plan(&mut state, id, returned);
+        self.settle(&mut state, id);
+        self.done(state);
+        Ok(())
+    }
+
+    /// A peer has opened a link anew.
+    pub(crate) fn attached(&self) {
+        self.state().tidy();
+    }
+
+    /// The link is up.
+    pub(crate) fn up(&self, link: &Link) {
+        let mut state = self.state();
+        self.try_again(&mut state, |addressee| addressee.node == link.peer());
+        self.done(state);
+    }
+
+    /// The link broke: what the peer saw to and has not answered is seen to
+    /// from here.
+    pub(crate) fn broken(&self, link: &Link) {
+        let mut state = self.state();
+        let copies = state.copies.iter();
+        let lost = copies.filter(|(_, copy)| std::ptr::eq(&*copy.link, link));
+        let mut lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
+        // As they were passed on.
+        lost.sort_unstable();
+        for number in lost {
+            let Some(copy) = state.forget(number) else {
+                continue;
+            };
+            let id = copy.errand;
+            if let Some(errand) = state.errands.get_mut(&id) {
+                errand.copies -= 1;
+                self.plan(&mut state, id, copy.part);
+                self.settle(&mut state, id);
+            }
+        }
+        self.done(state);
+    }
+
+    /// The recipients of this node are done with a broadcast.
+    pub(super) fn heard(&self, what: Heard, outcome: Outcome) {
+        let mut state = self.state();
+        let errands = match what {
+            Heard::Own(id) => vec![id],
+            Heard::Of(origin, number) => {
+                let inflow = state.inflows.get_mut(&origin);
+                inflow.map_or_else(Vec::new, |inflow| inflow.heard(number, outcome))
+            }
+        };
+        for id in errands {
+            if let Some(errand) = state.errands.get_mut(&id) {
+                errand.heard(outcome);
+            }
+            self.settle(&mut state, id);
+        }
+        self.done(state);
+    }
+
+    // What happens under the lock.
+
+    /// Looks who receives by the latest view. `follow` hears of it a moment
+    /// later, and whoever was told that it is agreed can rely on it.
+    pub(super) fn look(&self, state: &mut State) {
+        let view = self.place.agreed.borrow();
+        state.receivers = view.receivers.get(&self.place.namespace).cloned();
+    }
+
+    /// Passes copies on for addressees of an errand, each for a part of them.
+    pub(super) fn plan(&self, state: &mut State, id: u64, mut left: Vec<Addressee>) {
+        let Some(errand) = state.errands.get(&id) else {
+            return;
+        };
+        let (letter, own) = (errand.letter.clone(), errand.is_own());
+        let mut out_of_reach = Vec::new();
+        while !left.is_empty() {
+            let (near, far): (Vec<_>, Vec<_>) = left.into_iter().partition(|addressee| {
+                (own || !state.closed) && state.reaches(addressee, letter.origin)
+            });
+            out_of_reach.extend(far);
+            left = Vec::new();
+            for part in tree::split(near) {
+                let Some(first) = part.first().copied() else {
+                    continue;
+                };
+                if let Err(mut part) = self.pass_on(state, id, first.node, part) {
+                    out_of_reach.push(part.swap_remove(0));
+                    left.append(&mut part);
+                }
+            }
+        }
+        if out_of_reach.is_empty() {
+            return;
+        }
+        match state.errands.get_mut(&id).map(|errand| &mut errand.answer) {
+            Some(Answer::Sender { .. }) => self.put_off(state, id, out_of_reach),
+            Some(Answer::Parent {
+                out_of_reach: all, ..
+            }) => all.extend(out_of_reach.iter().map(|addressee| addressee.node)),
+            None => {}
+        }
+    }
+
+    /// Passes a copy to a node that is to see to a part of the addressees. Gives
+    /// them back if it cannot be reached.
+    pub(super) fn pass_on(
+        &self,
+        state: &mut State,
+        id: u64,
+        to: NodeId,
+        part: Vec<Addressee>,
+    ) -> Result<(), Vec<Addressee>> {
+        let (Some(errand), Some(route)) = (state.errands.get_mut(&id), state.routes.get(&to))
+        else {
+            return Err(part);
+        };
+        let letter = &errand.letter;
+        let number = state.next;
+        let copy = letter.copy(route.channel, number, &part);
+        let link = route.link.clone();
+        if !link.pass_on(copy, letter.deadline.clone(), letter.patience) {
+            return Err(part);
+        }
+        let origin = letter.origin;
+        errand.copies += 1;
+        match errand.is_own() {
+            true => state.counts.copies += 1,
+            false => state.counts.relayed += 1,
+        }
+        state.next += 1;
+        *state.passed.entry((to, origin)).or_default() += 1;
+        let copy = Copy {
+            errand: id,
+            origin,
+            link,
+            part,
+        };
+        state.copies.insert(number, copy);
+        Ok(())
+    }
+
+    /// Has addressees wait that nothing more can be done for now: at the node
+    /// that broadcasts. Another one leaves them to that.
+    pub(super) fn put_off(&self, state: &mut State, id: u64, addressees: Vec<Addressee>) {
+        if addressees.is_empty() {
+            return;
+        }
+        let receivers = state.receivers.clone();
+        let Some(errand) = state.errands.get_mut(&id) else {
+            return;
+        };
+        match &mut errand.answer {
+            Answer::Sender { waiting, .. } => {
+                let there = |addressee: &Addressee| is_among(receivers.as_deref(), addressee);
+                waiting.extend(addressees.into_iter().filter(there));
+                if !waiting.is_empty() && state.detour.is_none() {
+                    let at = Instant::now() + DETOUR_INTERVAL;
+                    state.detour = Some(at);
+                    self.note(state, at);
+                }
+            }
+            Answer::Parent { late, .. } => {
+                late.extend(addressees.iter().map(|addressee| addressee.node));
+            }
+        }
+    }
+
+    /// Sees again to those that wait and that this holds for. Those that receive
+    /// no more are waited for no longer.
+    pub(super) fn try_again(&self, state: &mut State, which: impl Fn(&Addressee) -> bool) {
+        let receivers = state.receivers.clone();
+        for id in state.own.errands() {
+            let Some(errand) = state.errands.get_mut(&id) else {
+                continue;
+            };
+            let Answer::Sender { waiting, .. } = &mut errand.answer else {
+                continue;
+            };
+            waiting.retain(|addressee| is_among(receivers.as_deref(), addressee));
+            let again: Vec<_> = waiting.extract_if(.., |waiting| which(waiting)).collect();
+            self.plan(state, id, again);
+            self.settle(state, id);
+        }
+    }
+
+    /// Hands over what of an origin may be handed over now.
+    pub(super) fn hand_over(&self, state: &mut State, origin: Source) {
+        let Some(inflow) = state.inflows.get_mut(&origin) else {
+            return;
+        };
+        let hearing = |number| Hearing::new(self.this.clone(), Heard::Of(origin, number));
+        while let Some((letter, hearing)) = inflow.next(hearing) {
+            state.tasks.push_back(Task::HandOver(letter, hearing));
+        }
+    }
+
+    /// Answers an errand as far as there is something to answer, and ends it if
+    /// all of its addressees are accounted for.
+    pub(super) fn settle(&self, state: &mut State, id: u64) {
+        let Some(errand) = state.errands.get_mut(&id) else {
+            return;
+        };
+        let done = errand.is_done();
+        match &mut errand.answer {
+            Answer::Sender { .. } if done => self.conclude(state, id),
+            Answer::Sender { .. } => {}
+            Answer::Parent {
+                lane,
+                copy,
+                out_of_reach,
+                late,
+                ..
+            } => {
+                let unfinished = proto::Confirmation {
+                    copy: *copy,
+                    ..proto::Confirmation::default()
+                };
+                let final_word = proto::Confirmation {
+                    confirmed: errand.tally.confirmed,
+                    missed: errand.tally.missed,
+                    done: true,
+                    ..unfinished.clone()
+                };
+                let returned = take_numbers(out_of_reach);
+                let (mut first, mut last) = (None, None);
+                if done && late.is_empty() {
+                    last = Some(proto::Confirmation {
+                        returned,
+                        ..final_word
+                    });
+                } else {
+                    if !returned.is_empty() {
+                        first = Some(proto::Confirmation {
+                            returned,
+                            ..unfinished
+                        });
+                    }
+                    if done {
+                        last = Some(proto::Confirmation {
+                            returned: take_numbers(late),
+                            late: true,
+                            ..final_word
+                        });
+                    }
+                }
+                for answer in first.into_iter().chain(last) {
+                    lane.confirm(answer);
+                }
+            }
+        }
+        if done {
+            state.end(id);
+        }
+    }
+
+    /// Answers an errand for a peer with what is known by now, and ends it. The
+    /// addressees that have not answered are handed back.
+    pub(super) fn hand_back(&self, state: &mut State, id: u64, others: Vec<NodeId>) {
+        let me = self.place.node;
+        let Some(errand) = state.errands.get_mut(&id) else {
+            return;
+        };
+        if let Answer::Parent { late, .. } = &mut errand.answer {
+            late.extend(others);
+            late.extend(errand.here.then_some(me));
+        }
+        errand.here = false;
+        errand.copies = 0;
+        self.settle(state, id);
+    }
+
+    /// Sees to it that `expire` is called by then.
+    pub(super) fn note(&self, state: &mut State, instant: Instant) {
+        if state.earliest.is_none_or(|earliest| instant < earliest) {
+            state.earliest = Some(instant);
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Ends a call: starts what has become possible, and does what has to be
+    /// done without the lock.
+    pub(super) fn done<'a>(&'a self, mut state: MutexGuard<'a, State>) {
+        self.pump(&mut state);
+        for waker in state.wakers.drain(..) {
+            waker.wake();
+        }
+        // Whoever is at it does the rest as well, so that all is done in turn.
+        while !state.working
+            && let Some(task) = state.tasks.pop_front()
+        {
+            state.working = true;
+            drop(state);
+            self.work(task);
+            state = self.state();
+            state.working = false;
+        }
+    }
+
+    fn work(&self, task: Task) {
+        let audience = &self.place.audience;
+        match task {
+            Task::HandOver(letter, hearing) => {
+                let limit = self.limit(letter.lossy);
+                audience.hand_over(&letter.message, limit, hearing);
+            }
+            Task::HandOverOwn(hand_over, lossy, hearing) => {
+                hand_over(self.limit(lossy), hearing);
+            }
+            Task::Retract => audience.retract(),
+            Task::Drop(copies) => drop(copies),
+        }
+    }
+
+    /// How many messages a recipient may have before it when it gets a lossy
+    /// broadcast. Half a window, so that recipients with more room do not stop
+    /// the sender.
+    fn limit(&self, lossy: bool) -> Option<usize> {
+        lossy.then(|| self.place.window.div_ceil(2))
+    }
+
+    /// The next instant at which `expire` has something to do.
+    pub(crate) fn earliest(&self) -> Option<Instant> {
+        self.state().earliest
+    }
+
+    /// Resolves when `earliest` has become earlier.
+    pub(crate) async fn sooner(&self) {
+        self.sooner.notified().await;
+    }
+}
+
+impl State {
+    pub(super) fn add(&mut self, task: Task) {
+        self.tasks.push_back(task);
+    }
+
+    /// Takes an errand in and gives it its number.
+    pub(super) fn begin(&mut self, errand: Errand) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.errands.insert(id, errand);
+        id
+    }
+
+    /// Forgets an errand. What peers have of it, they have.
+    pub(super) fn end(&mut self, id: u64) {
+        let Some(errand) = self.errands.remove(&id) else {
+            return;
+        };
+        if let Answer::Parent { lane, .. } = &errand.answer {
+            let key = (place_of(lane), errand.letter.origin);
+            less(&mut self.arrived, key);
+        }
+    }
+
+    /// Forgets a copy, since it was answered or its link broke.
+    fn forget(&mut self, number: u64) -> Option<Copy> {
+        let copy = self.copies.remove(&number)?;
+        less(&mut self.passed, (copy.link.peer(), copy.origin));
+        Some(copy)
+    }
+
+    /// Whether a copy can be passed straight to a receiver.
+    pub(super) fn reaches(&self, addressee: &Addressee, origin: Source) -> bool {
+        let Some(route) = self.routes.get(&addressee.node) else {
+            return false;
+        };
+        let passed = self.passed.get(&(addressee.node, origin)).copied();
+        route.boot == addressee.boot
+            && passed.unwrap_or_default() < MOST_PASSED
+            && route.link.is_up()
+    }
+
+    /// Gives up the errands of links that have ended: their peers have given
+    /// the copies to others.
+    pub(super) fn tidy(&mut self) {
+        let over: Vec<u64> = self
+            .errands
+            .iter()
+            .filter(
+                |(_, errand)| matches!(&errand.answer, Answer::Parent { lane, .. } if lane.is_closed()),
+            )
+            .map(|(id, _)| *id)
+            .collect();
+        for id in over {
+            self.end(id);
+        }
+    }
+}
+
+impl Timekeeper for Relay {
+    fn moved(&self, deadline: Instant) {
+        let mut state = self.state();
+        self.note(&mut state, deadline);
+    }
+}
+
+/// Tells one lane from another while it lives.
+fn place_of(lane: &Arc<Lane>) -> usize {
+    Arc::as_ptr(lane).addr()
+}
+
+fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
+    if let Some(count) = counts.get_mut(&key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&key);
+        }
+    }
+}
+
+fn take_numbers(nodes: &mut Vec<NodeId>) -> Vec<u64> {
+    nodes.drain(..).map(NodeId::get).collect()
+}
+
+pub(super) fn is_among(receivers: Option<&Receivers>, addressee: &Addressee) -> bool {
+    let boot = receivers.and_then(|receivers| receivers.nodes.get(&addressee.node));
+    boot == Some(&addressee.boot)
+}
