@@ -165,6 +165,30 @@ const MUTANTS: &[Mutant] = &[
                     self.remove(*node);",
         caught_by: &["--lib", "view"],
     },
+    Mutant {
+        name: "forget-what-was-broadcast",
+        file: "src/broadcast/inflow.rs",
+        sound: "            Some(Known::Settled(outcome)) => return Some(*outcome),",
+        faulty: "            Some(Known::Settled(outcome)) => {
+                self.order.take_in(number, 0, letter.clone());
+                return Some(*outcome);
+            }",
+        caught_by: &["--test", "broadcast", "copies_that_come_twice"],
+    },
+    Mutant {
+        name: "hand-over-out-of-order",
+        file: "src/broadcast/order.rs",
+        sound: "if previous > self.last && previous >= self.settled {",
+        faulty: "if previous > u64::MAX - 1 && previous >= self.settled {",
+        caught_by: &["--test", "broadcast", "copies_that_come_twice"],
+    },
+    Mutant {
+        name: "forget-the-take-over",
+        file: "src/broadcast/relay.rs",
+        sound: "                self.plan(&mut state, id, copy.part);",
+        faulty: "                self.plan(&mut state, id, copy.part.into_iter().take(0).collect());",
+        caught_by: &["--test", "broadcast", "who_lives"],
+    },
 ];
 
 fn root() -> &'static Path {
