@@ -57,6 +57,9 @@
 //! that was returned, or that provably never left this node, is offered to the
 //! next receiver until its deadline.
 //!
+//! A [broadcast](Namespace::broadcast) goes to every receiver instead, each
+//! exactly once.
+//!
 //! # Layout
 //!
 //! In a message's order of travel:
@@ -65,6 +68,8 @@
 //!   futures and their outcomes, stream and sink.
 //! * `mailbox`: the outbox of a namespace, the rotation of its receivers, and
 //!   the actor behind a plain `Recipient`.
+//! * `broadcast`: the way of a message that every receiver gets, over a tree of
+//!   nodes.
 //! * `link`: the stream to a peer: frames, grants, verdicts, reconnecting.
 //! * `server`: what other nodes ask of this one.
 //! * `inbox`: the local recipients of a namespace, and what waits for them.

@@ -164,6 +164,10 @@ impl<M: RemoteMessage> Namespace<M> {
     /// from this node, and the others wait their turn. Within that the other
     /// recipients are not held up.
     ///
+    /// It may have up to 1 MiB encoded, or what the builder's
+    /// [`max_message`](crate::Builder::max_message) says if that is less: a
+    /// broadcast travels whole.
+    ///
     /// The message is on its way when this returns; the future only waits. Await
     /// it, for those that wait their turn are bounded by nothing else.
     ///

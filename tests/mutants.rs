@@ -304,9 +304,33 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "resend-what-may-have-arrived",
         file: "src/mailbox/lane.rs",
-        sound: "self.under_way.split_off(&unsent)",
-        faulty: "self.under_way.split_off(&(unsent * 0))",
+        sound: "let first_unsent = self.unsent;",
+        faulty: "let first_unsent = self.unsent * 0;",
         caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "forget-what-was-broadcast",
+        file: "src/broadcast/inflow.rs",
+        sound: "            Some(Known::Settled(outcome)) => return Some(*outcome),",
+        faulty: "            Some(Known::Settled(outcome)) => {
+                self.order.take_in(number, 0, letter.clone());
+                return Some(*outcome);
+            }",
+        caught_by: &["--test", "broadcast", "copies_that_come_twice"],
+    },
+    Mutant {
+        name: "hand-over-out-of-order",
+        file: "src/broadcast/order.rs",
+        sound: "if previous > self.last && previous >= self.settled {",
+        faulty: "if previous > u64::MAX - 1 && previous >= self.settled {",
+        caught_by: &["--test", "broadcast", "copies_that_come_twice"],
+    },
+    Mutant {
+        name: "forget-the-take-over",
+        file: "src/broadcast/relay.rs",
+        sound: "                self.plan(&mut state, id, copy.part);",
+        faulty: "                self.plan(&mut state, id, copy.part.into_iter().take(0).collect());",
+        caught_by: &["--test", "broadcast", "who_lives"],
     },
 ];
 
@@ -336,6 +360,7 @@ fn every_planted_fault_is_noticed() {
         "src",
         "tests",
         "examples",
+        "benches",
         "proto",
     ] {
         copy_all(&root().join(name), &copy.path().join(name)).unwrap();

@@ -71,6 +71,9 @@ pub(super) struct State {
     pub(super) copies: HashMap<u64, Copy>,
     /// The next number of an errand or a copy.
     next: u64,
+    /// Through whom a receiver was reached that this node's own link does not
+    /// lead to.
+    ways_round: HashMap<NodeId, NodeId>,
     /// How many copies a peer has of an origin and has not answered.
     passed: HashMap<(NodeId, Source), usize>,
     /// How many errands there are for a link and an origin.
@@ -128,6 +131,7 @@ impl Relay {
                 errands: HashMap::new(),
                 copies: HashMap::new(),
                 next: 1,
+                ways_round: HashMap::new(),
                 passed: HashMap::new(),
                 arrived: HashMap::new(),
                 inflows: HashMap::new(),
@@ -248,6 +252,11 @@ impl Relay {
             return Err("an answer for more than there are");
         }
         copy.part = part;
+        let seen_to = answer.confirmed + answer.missed == copy.part.len() as u64;
+        let reached: Vec<Addressee> = match answer.done && seen_to {
+            true => copy.part.clone(),
+            false => Vec::new(),
+        };
         if answer.done {
             state.forget(answer.copy);
             if let Some(errand) = state.errands.get_mut(&id) {
@@ -256,13 +265,25 @@ impl Relay {
                 errand.tally.missed += answer.missed;
             }
         }
+        let peer = link.peer();
+        let gone_round = |far: &NodeId, way: &mut NodeId| {
+            *way != peer || !returned.iter().any(|addressee| addressee.node == *far)
+        };
+        state.ways_round.retain(|far, way| gone_round(far, way));
         // Who hands itself back has a reason: it is not asked again at once.
         let (late, returned) = returned
             .into_iter()
-            .partition(|addressee| answer.late || addressee.node == link.peer());
+            .partition(|addressee| answer.late || addressee.node == peer);
         self.put_off(&mut state, id, late);
         self.plan(&mut state, id, returned);
         self.settle(&mut state, id);
+        for Addressee { node, .. } in reached {
+            let route = state.routes.get(&node);
+            let far = node != peer && route.is_some_and(|route| !route.link.is_up());
+            if far && state.ways_round.insert(node, peer) != Some(peer) {
+                self.try_again(&mut state, |addressee| addressee.node == node);
+            }
+        }
         self.done(state);
         Ok(())
     }
@@ -275,6 +296,7 @@ impl Relay {
     /// The link is up.
     pub(crate) fn up(&self, link: &Link) {
         let mut state = self.state();
+        state.ways_round.remove(&link.peer());
         self.try_again(&mut state, |addressee| addressee.node == link.peer());
         self.done(state);
     }
@@ -357,12 +379,32 @@ impl Relay {
             return;
         }
         match state.errands.get_mut(&id).map(|errand| &mut errand.answer) {
-            Some(Answer::Sender { .. }) => self.put_off(state, id, out_of_reach),
+            Some(Answer::Sender { .. }) => {
+                let left = self.go_round(state, id, out_of_reach);
+                self.put_off(state, id, left);
+            }
             Some(Answer::Parent {
                 out_of_reach: all, ..
             }) => all.extend(out_of_reach.iter().map(|addressee| addressee.node)),
             None => {}
         }
+    }
+
+    /// Passes copies to those through whom addressees were reached before.
+    /// Returns the addressees for whom there is nobody.
+    fn go_round(&self, state: &mut State, id: u64, far: Vec<Addressee>) -> Vec<Addressee> {
+        let mut left = Vec::new();
+        for addressee in far {
+            let way = state.ways_round.get(&addressee.node).copied();
+            match way.map(|way| self.pass_on(state, id, way, vec![addressee])) {
+                Some(Ok(())) => {}
+                Some(Err(_)) | None => {
+                    state.ways_round.remove(&addressee.node);
+                    left.push(addressee);
+                }
+            }
+        }
+        left
     }
 
     /// Passes a copy to a node that is to see to a part of the addressees. Gives

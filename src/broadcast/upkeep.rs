@@ -1,16 +1,19 @@
 //! What the node asks of a relay.
 
-use std::{collections::HashMap, future::poll_fn, task::Poll};
+use std::{
+    collections::{HashMap, HashSet},
+    future::poll_fn,
+    task::Poll,
+};
 
 use tokio::time::Instant;
 
-use super::relay::{Relay, Route, State, Task};
-use crate::{
-    broadcast::errand::{Answer, Source},
-    error::DeliveryError,
-    status::BroadcastCounts,
-    view::NodeId,
+use super::{
+    errand::{Answer, Source},
+    relay::{Relay, Route, State, Task},
+    tree::Addressee,
 };
+use crate::{error::DeliveryError, status::BroadcastCounts, view::NodeId};
 
 impl Relay {
     /// Follows the view: who receives the namespace now, and over which links.
@@ -183,9 +186,9 @@ impl Relay {
         }
     }
 
-    /// Sees again to all that wait: straight where they can be reached, and else
-    /// through any other receiver, which hands back at once whom it does not
-    /// reach either.
+    /// Sees again to all that wait. Where a receiver cannot be reached, one
+    /// broadcast is sent through any other one, which hands it back at once if
+    /// it does not reach it either; if it does, the rest goes the same way.
     fn detour(&self, state: &mut State) {
         self.try_again(state, |_| true);
         let up: Vec<NodeId> = state
@@ -194,6 +197,7 @@ impl Relay {
             .filter(|(_, route)| route.link.is_up())
             .map(|(node, _)| *node)
             .collect();
+        let mut tried = HashSet::new();
         for id in state.own.errands() {
             let Some(errand) = state.errands.get_mut(&id) else {
                 continue;
@@ -201,10 +205,11 @@ impl Relay {
             let Answer::Sender { waiting, .. } = &mut errand.answer else {
                 continue;
             };
-            if waiting.is_empty() {
+            let first = |addressee: &mut Addressee| tried.insert(addressee.node);
+            let part: Vec<_> = waiting.extract_if(.., first).collect();
+            if part.is_empty() {
                 continue;
             }
-            let part = std::mem::take(waiting);
             let via = up.get(rand::random_range(0..up.len().max(1)));
             let passed = match via {
                 Some(via) => self.pass_on(state, id, *via, part),

@@ -111,7 +111,7 @@ pub(super) async fn start(
         here.runtime().clone(),
         tasks.clone(),
         stop.clone(),
-        relays.clone(),
+        Arc::downgrade(&relays) as _,
     );
     let peer_server = PeerServer::new(Server {
         me: me.clone(),

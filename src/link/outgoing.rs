@@ -56,7 +56,7 @@ pub(crate) struct Links {
     runtime: Handle,
     tasks: TaskTracker,
     stop: CancellationToken,
-    broadcasts: Arc<dyn BroadcastFeedback>,
+    broadcasts: Weak<dyn BroadcastFeedback>,
     links: Mutex<HashMap<NodeId, Arc<Link>>>,
 }
 
@@ -70,7 +70,7 @@ impl Links {
         runtime: Handle,
         tasks: TaskTracker,
         stop: CancellationToken,
-        broadcasts: Arc<dyn BroadcastFeedback>,
+        broadcasts: Weak<dyn BroadcastFeedback>,
     ) -> Self {
         Self {
             me,
@@ -140,7 +140,7 @@ pub(crate) struct Link {
     finishing: CancellationToken,
     /// The largest reply, in bytes.
     max_reply: usize,
-    broadcasts: Arc<dyn BroadcastFeedback>,
+    broadcasts: Weak<dyn BroadcastFeedback>,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
     writer: AtomicWaker,
@@ -234,7 +234,7 @@ impl Link {
         target: Target,
         max_reply: usize,
         stop: CancellationToken,
-        broadcasts: Arc<dyn BroadcastFeedback>,
+        broadcasts: Weak<dyn BroadcastFeedback>,
     ) -> Self {
         Self {
             peer,
@@ -426,7 +426,9 @@ impl Link {
             self.shared().up = true;
             self.writer.wake();
             info!(node = %me.node, peer = %self.peer, %address, "link up");
-            self.broadcasts.up(self);
+            if let Some(broadcasts) = self.broadcasts.upgrade() {
+                broadcasts.up(self);
+            }
             self.read(replies).await
         };
         tokio::select! {
@@ -482,8 +484,10 @@ impl Link {
             }
             for answer in frame.confirmations {
                 let namespace = self.namespace(answer.channel)?;
-                let confirmed = self.broadcasts.confirmed(self, &namespace, answer);
-                confirmed.map_err(Broken::Protocol)?;
+                if let Some(broadcasts) = self.broadcasts.upgrade() {
+                    let confirmed = broadcasts.confirmed(self, &namespace, answer);
+                    confirmed.map_err(Broken::Protocol)?;
+                }
             }
             for proceed in frame.proceeds {
                 if let Some(mailbox) = self.mailbox(proceed.channel)? {
@@ -582,7 +586,9 @@ impl Link {
             for mailbox in told.iter().filter_map(Weak::upgrade) {
                 mailbox.broken();
             }
-            self.broadcasts.broken(self);
+            if let Some(broadcasts) = self.broadcasts.upgrade() {
+                broadcasts.broken(self);
+            }
         }
         was_up
     }
