@@ -47,6 +47,8 @@ use tonic::{Streaming, transport::Endpoint};
 
 const SIZES: [usize; 3] = [16, 1 << 10, 64 << 10];
 const NAMESPACE: &str = "items";
+/// The largest message, in bytes.
+const LIMIT: usize = 64 << 20;
 
 #[derive(Clone, Message, Serialize, Deserialize)]
 #[rtype(result = "u64")]
@@ -69,10 +71,10 @@ fn encoding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("message");
     for size in SIZES {
         let item = Item::of(size);
-        let encoded = message::encode(&item).unwrap();
+        let encoded = message::encode(&item, LIMIT).unwrap();
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::new("encode", size), |bencher| {
-            bencher.iter(|| message::encode(black_box(&item)));
+            bencher.iter(|| message::encode(black_box(&item), LIMIT));
         });
         group.bench_function(BenchmarkId::new("decode", size), |bencher| {
             bencher.iter(|| message::decode::<Item>(black_box(&encoded)));
@@ -190,7 +192,7 @@ fn link_to_recipient(criterion: &mut Criterion) {
     });
     let mut group = criterion.benchmark_group("link to recipient");
     for size in SIZES {
-        let encoded = message::encode(&Item::of(size)).unwrap();
+        let encoded = message::encode(&Item::of(size), LIMIT).unwrap();
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::from_parameter(size), |bencher| {
             bencher.iter_custom(|count| {

@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, io, path::PathBuf, time::Duration};
 
-use crate::view::NodeId;
+use crate::{message::EncodeError, view::NodeId};
 
 /// An error from below, kept for its text and its own source.
 type Source = Box<dyn Error + Send + Sync>;
@@ -207,6 +207,14 @@ pub enum DeliveryError {
 }
 
 impl DeliveryError {
+    /// Why a message of up to `limit` bytes cannot travel.
+    pub(crate) fn unsent(error: EncodeError, limit: usize) -> Self {
+        match error {
+            EncodeError::TooLarge(size) => Self::TooLarge { size, limit },
+            EncodeError::Failed(reason) => Self::Encode { reason },
+        }
+    }
+
     /// What the sender gets whose type is not that of the receivers.
     pub(crate) fn other_type(namespace: &str, theirs: &str, ours: &str) -> Self {
         let reason =

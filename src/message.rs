@@ -13,8 +13,6 @@ use actix::Message;
 use bytes::{Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::error::DeliveryError;
-
 /// A message that can be sent to another node.
 ///
 /// It is implemented for every type that fits: derive [`Message`],
@@ -92,17 +90,6 @@ pub(crate) enum EncodeError {
     Failed(String),
     /// It would take so many bytes.
     TooLarge(usize),
-}
-
-/// A message of up to `limit` bytes, fit to travel.
-pub(crate) fn encode_message<M: RemoteMessage>(
-    message: &M,
-    limit: usize,
-) -> Result<Bytes, DeliveryError> {
-    encode(message, limit).map_err(|error| match error {
-        EncodeError::TooLarge(size) => DeliveryError::TooLarge { size, limit },
-        EncodeError::Failed(reason) => DeliveryError::Encode { reason },
-    })
 }
 
 /// What is allocated for small messages at once. Each takes the next piece of

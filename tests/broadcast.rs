@@ -1,6 +1,9 @@
 //! Broadcasts: each receiver gets each once and in order, whatever breaks on
 //! the way.
 
+// A test that cannot go on panics.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 /// The wire, as the crate has it.

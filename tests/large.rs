@@ -1,5 +1,8 @@
 //! Messages that are too large for a frame, and travel in chunks.
 
+// A test that cannot go on panics.
+#![allow(clippy::unwrap_used)]
+
 mod common;
 #[path = "common/peer.rs"]
 mod peer;

@@ -20,7 +20,7 @@ use crate::{
     delivery::{Broadcast, Reached, Ticket},
     error::DeliveryError,
     inbox::Channel,
-    message::{RemoteMessage, encode_message},
+    message::{RemoteMessage, encode},
     view::{NodeId, Receivers},
 };
 
@@ -102,15 +102,16 @@ impl Relay {
         let (broadcast, mut waiter) = Broadcast::new(deadline.clone(), timekeeper);
         let mut encoded = None;
         let mut size = size_of::<M>();
+        let limit = self.place.max_message;
         loop {
             if encoded.is_none() && self.has_to_be_encoded() {
-                match encode_message(&message, self.place.max_message) {
+                match encode(&message, limit) {
                     Ok(bytes) => {
                         size = bytes.len();
                         encoded = Some(bytes);
                     }
                     Err(error) => {
-                        self.refuse(waiter, error);
+                        self.refuse(waiter, DeliveryError::unsent(error, limit));
                         return broadcast;
                     }
                 }

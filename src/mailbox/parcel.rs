@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::{
     delivery::{Held, Waiter, far},
     error::DeliveryError,
-    message::{Body, RemoteMessage, encode_message},
+    message::{Body, RemoteMessage, encode},
 };
 
 pub(super) struct Parcel<M: RemoteMessage> {
@@ -67,7 +67,8 @@ impl<M: RemoteMessage> Parcel<M> {
     /// bytes.
     pub(super) fn encode(&mut self, limit: usize) -> Result<(), DeliveryError> {
         if let Some(Body::Value(message)) = &self.body {
-            let bytes = encode_message(message, limit)?;
+            let bytes = encode(message, limit);
+            let bytes = bytes.map_err(|error| DeliveryError::unsent(error, limit))?;
             self.size = bytes.len();
             self.body = Some(Body::Encoded(bytes));
         }
