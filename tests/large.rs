@@ -164,7 +164,7 @@ async fn a_message_whose_receiver_dies_in_the_midst_of_it_goes_to_the_next_one()
     let sending = beside(&first, 4 * MIB).await;
     let mut other = blobs(&second).receiver(4);
     other.ready().await.unwrap();
-    until_received(&[sending.clone()], "blobs", 2).await;
+    until_received(std::slice::from_ref(&sending), "blobs", 2).await;
 
     // One each, in turn.
     let deliveries = [1, 2].map(|mib| blobs(&sending).deliver(blob(mib)));
@@ -187,7 +187,7 @@ async fn a_message_whose_receiver_dies_in_the_midst_of_it_goes_to_the_next_one()
 async fn a_large_message_past_its_deadline_is_given_up_and_the_next_one_arrives() {
     let (reading, mut receiver, peer) = without_room().await;
     let sending = beside(&reading, 4 * MIB).await;
-    until_received(&[sending.clone()], "blobs", 1).await;
+    until_received(std::slice::from_ref(&sending), "blobs", 1).await;
     let error = blobs(&sending)
         .deliver(blob(1))
         .timeout(Duration::from_millis(200))
@@ -414,7 +414,7 @@ async fn a_message_whose_receiver_is_killed_in_the_midst_of_it_is_delivered_to_a
     let test = "a_message_whose_receiver_is_killed_in_the_midst_of_it_is_delivered_to_another";
     let process = start(test, "receive", &node);
     process.until("receiving");
-    until_received(&[node.clone()], "blobs", 1).await;
+    until_received(std::slice::from_ref(&node), "blobs", 1).await;
     let before = resident_mib();
     let delivery = blobs(&node).deliver(blob(SIZE));
     under_way(&delivery).await;
@@ -449,7 +449,7 @@ async fn a_sender_killed_in_the_midst_of_a_large_message_leaves_nothing_behind()
 
     // Its room is free again, and no message of it arrives.
     let other = beside(&node, 512 * MIB).await;
-    until_received(&[other.clone()], "blobs", 1).await;
+    until_received(std::slice::from_ref(&other), "blobs", 1).await;
     blobs(&other).do_send(blob(1));
     assert!(receiver.next().await == Some(blob(1)));
     drop((receiver, other, node));
