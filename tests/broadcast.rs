@@ -122,41 +122,42 @@ async fn thirty_two_nodes_see_each_of_a_thousand_broadcasts_once_and_in_order() 
     let all = nodes.iter().map(|node| node.status().broadcasts);
     let copies: u64 = all.map(|counts| counts.copies + counts.relayed).sum();
     assert_eq!(copies, 31 * BROADCASTS);
+    for receivers in [4, 8, 16, 32] {
+        tell_times(&nodes, receivers).await;
+    }
     join_all(nodes.into_iter().map(Cluster::shutdown)).await;
 }
 
-#[actix::test]
-async fn the_time_to_the_last_receiver_is_told() {
+/// Tells how long it takes until the last of so many receivers has a broadcast,
+/// and until its sender knows.
+async fn tell_times(nodes: &[Cluster], receivers: usize) {
     const ROUNDS: u64 = 100;
-    let nodes = nodes(33, |_| builder()).await;
+    let namespace = format!("of-{receivers}");
+    let receiving = &nodes[nodes.len() - receivers..];
+    let seen = collect_on(receiving, &namespace).await;
+    until_received(nodes, &namespace, receivers).await;
+    until_linked(receiving).await;
+    let events = nodes[0].namespace::<Event>(&namespace);
+    let (mut last, mut confirmed) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let begin = Instant::now();
+        let broadcast = events.broadcast(Event(round));
+        while !all_have(&seen, round as usize + 1) {
+            actix_rt::task::yield_now().await;
+        }
+        last.push(begin.elapsed());
+        assert_eq!(broadcast.await.unwrap().confirmed, receivers);
+        confirmed.push(begin.elapsed());
+    }
     let middle = |mut times: Vec<Duration>| {
         times.sort();
         times[times.len() / 2]
     };
-    for receivers in [4, 8, 16, 32] {
-        let namespace = format!("of-{receivers}");
-        let seen = collect_on(&nodes[1..=receivers], &namespace).await;
-        until_received(&nodes, &namespace, receivers).await;
-        until_linked(&nodes[1..=receivers]).await;
-        let events = nodes[0].namespace::<Event>(&namespace);
-        let (mut last, mut confirmed) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
-            let begin = Instant::now();
-            let broadcast = events.broadcast(Event(round));
-            while !all_have(&seen, round as usize + 1) {
-                actix_rt::task::yield_now().await;
-            }
-            last.push(begin.elapsed());
-            assert_eq!(broadcast.await.unwrap().confirmed, receivers);
-            confirmed.push(begin.elapsed());
-        }
-        println!(
-            "{receivers:>2} receivers: the last one after {:?}, all confirmed after {:?}",
-            middle(last),
-            middle(confirmed)
-        );
-    }
-    join_all(nodes.into_iter().map(Cluster::shutdown)).await;
+    println!(
+        "{receivers:>2} receivers: the last one after {:?}, all confirmed after {:?}",
+        middle(last),
+        middle(confirmed)
+    );
 }
 
 /// TCP whose connections can be cut, and whose ways can be closed.
