@@ -3,7 +3,6 @@
 
 use std::thread::sleep;
 
-use super::WARM_UP;
 use crate::{
     case::Case,
     crew::Crew,
@@ -15,12 +14,12 @@ use crate::{
 pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> {
     let start = |nodes| {
         let crew = Crew::start(subject, case.size, nodes, |_| ());
-        sleep(WARM_UP);
+        sleep(options.warm_up());
         crew
     };
     let count = options.count;
     let idle = |crew: &mut Crew, part: &str, namespaces: usize| {
-        sleep(WARM_UP);
+        sleep(options.warm_up());
         let before = crew.cpu();
         sleep(options.lasts);
         let cpu = crew.cpu() - before;

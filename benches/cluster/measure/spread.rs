@@ -2,7 +2,7 @@
 //! namespaces there are. The processes are the same in both cases, and each
 //! message is awaited until a recipient has it.
 
-use super::{WARM_UP, audited};
+use super::audited;
 use crate::{
     case::Case,
     crew::{Crew, Loaded},
@@ -92,7 +92,7 @@ fn loaded(options: &Options, crew: &mut Crew, to: To) -> Loaded {
         lasts: options.lasts,
     };
     crew.load(vec![Load {
-        lasts: WARM_UP,
+        lasts: options.warm_up(),
         ..load.clone()
     }]);
     crew.load(vec![load])
