@@ -31,7 +31,7 @@ Options:
   --seconds S      how long each load lasts (default: 3)
   --runs N         measure all subjects in turn, N times; tell the medians
                    (default: 1, for all 5)
-  --in-flight N    (default: 1024, 256 for unary, 1 for ping)
+  --in-flight N    (default: 1024, 256 for unary, 1 for ping, 16384 for spread)
   --count N        registrations or namespaces (default: 10000)
   --runtime own|arbiter
                    only one of the crate's two thread layouts

@@ -3,6 +3,8 @@
 
 use std::thread::sleep;
 
+use serde::de::IgnoredAny;
+
 use crate::{
     case::Case,
     crew::Crew,
@@ -40,7 +42,7 @@ pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<F
     one.end();
 
     let mut one = start(&[1]);
-    one.ask_all::<serde::de::IgnoredAny>(|_| Task::RegisterAll(0..count));
+    one.ask_all::<IgnoredAny>(|_| Task::RegisterAll(0..count));
     let received = idle(&mut one, "received", count);
     one.end();
 
