@@ -31,7 +31,7 @@ Options:
   --seconds S      how long each load lasts (default: 3)
   --runs N         measure all subjects in turn, N times; tell the medians
                    (default: 1, for all 5)
-  --in-flight N    (default: 1024, 256 for unary, 1 for ping)
+  --in-flight N    (default: 1024, 256 for unary, 1 for ping, 16384 for spread)
   --count N        registrations or namespaces (default: 10000)
   --runtime own|arbiter
                    only one of the crate's two thread layouts
@@ -103,6 +103,7 @@ pub(crate) enum Wish {
 /// Processes are waited for longer than this.
 const LONGEST: f64 = 100.0;
 const RUNS_OF_ALL: usize = 5;
+const WARM_UP: Duration = Duration::from_millis(300);
 
 impl Options {
     pub(crate) fn parse(arguments: impl Iterator<Item = String>) -> Result<Wish, String> {
@@ -167,10 +168,16 @@ impl Options {
         Ok(Wish::Measure(options))
     }
 
+    /// Connections are made and buffers grow before anything is measured.
+    pub(crate) fn warm_up(&self) -> Duration {
+        WARM_UP.min(self.lasts)
+    }
+
     fn tiny(self) -> Self {
         Self {
             mode: Mode::All,
             lasts: Duration::from_millis(50),
+            receivers: Some(3),
             count: 20,
             layouts: vec![Subject::Dchan],
             ..self

@@ -90,7 +90,7 @@ pub(crate) fn print_targets(targets: &[Target], layouts: &[&'static str]) {
 fn line(name: &str, columns: &[String]) {
     let columns: String = columns
         .iter()
-        .map(|column| format!("{column:>11}"))
+        .map(|column| format!("{column:>10}"))
         .collect();
     println!("{name:<32}{columns}");
 }
@@ -98,13 +98,13 @@ fn line(name: &str, columns: &[String]) {
 /// The least and the most of all runs.
 fn range(runs: &[Figures]) -> String {
     let rates: Option<Vec<f64>> = runs.iter().map(|run| run.per_second).collect();
-    let Some(rates) = rates.filter(|rates| rates.len() > 1) else {
-        return none();
-    };
-    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
-    let most = rates.iter().copied().fold(0.0, f64::max);
-    // One column's width has to do for both.
-    format!("{}..{}", short(least), short(most))
+    let range = rates.filter(|rates| rates.len() > 1).map(|rates| {
+        let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = rates.iter().copied().fold(0.0, f64::max);
+        format!("{}..{}", short(least), short(most))
+    });
+    // It is wider than the other columns.
+    format!("{:>16}", range.unwrap_or_else(none))
 }
 
 fn none() -> String {

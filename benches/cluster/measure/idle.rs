@@ -3,7 +3,8 @@
 
 use std::thread::sleep;
 
-use super::WARM_UP;
+use serde::de::IgnoredAny;
+
 use crate::{
     case::Case,
     crew::Crew,
@@ -15,12 +16,12 @@ use crate::{
 pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> {
     let start = |nodes| {
         let crew = Crew::start(subject, case.size, nodes, |_| ());
-        sleep(WARM_UP);
+        sleep(options.warm_up());
         crew
     };
     let count = options.count;
     let idle = |crew: &mut Crew, part: &str, namespaces: usize| {
-        sleep(WARM_UP);
+        sleep(options.warm_up());
         let before = crew.cpu();
         sleep(options.lasts);
         let cpu = crew.cpu() - before;
@@ -41,7 +42,7 @@ pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<F
     one.end();
 
     let mut one = start(&[1]);
-    one.ask_all::<serde::de::IgnoredAny>(|_| Task::RegisterAll(0..count));
+    one.ask_all::<IgnoredAny>(|_| Task::RegisterAll(0..count));
     let received = idle(&mut one, "received", count);
     one.end();
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{WARM_UP, audited};
+use super::audited;
 use crate::{
     case::Case,
     crew::Crew,
@@ -21,8 +21,8 @@ const REQUESTS: &str = "requests";
 
 /// How long a slow receiver takes for a message.
 const PAUSE: Duration = Duration::from_millis(1);
-/// What a sender to slow receivers has in its outbox: seconds of their work.
-const SLOW_OUTBOX: usize = 4096;
+/// What fits into the outbox of a sender to slow receivers: a second of work.
+const SLOW_OUTBOX: usize = 1024;
 
 pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> {
     let steps = steps(options, case.mode, subject);
@@ -42,7 +42,7 @@ pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<F
         }
     }
     crew.load(vec![Load {
-        lasts: WARM_UP,
+        lasts: options.warm_up(),
         ..first.clone()
     }]);
     let mut parts = Vec::new();

@@ -6,17 +6,12 @@ mod register;
 mod spread;
 mod start;
 
-use std::time::Duration;
-
 use crate::{
     case::Case,
     crew::{Crew, Loaded},
     figures::Figures,
     options::{Mode, Options, Subject},
 };
-
-/// Connections are made and buffers have grown before anything is measured.
-const WARM_UP: Duration = Duration::from_millis(300);
 
 /// Measures one subject once.
 pub(crate) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> {

@@ -2,7 +2,9 @@
 //! namespaces there are. The processes are the same in both cases, and each
 //! message is awaited until a recipient has it.
 
-use super::{WARM_UP, audited};
+use serde::de::IgnoredAny;
+
+use super::audited;
 use crate::{
     case::Case,
     crew::{Crew, Loaded},
@@ -11,7 +13,8 @@ use crate::{
     tasks::{ITEMS, Kind, Load, Task, To, numbered},
 };
 
-const IN_FLIGHT: usize = 1024;
+/// Many for one receiver, so that each of many still gets a batch at a time.
+const IN_FLIGHT: usize = 16 << 10;
 /// The nodes that receive share so few processes.
 const PROCESSES: usize = 5;
 
@@ -67,7 +70,7 @@ fn namespaces(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> 
     let one = || To::Namespace(ITEMS.to_owned());
     let alone = loaded(options, &mut crew, one());
     let count = options.count;
-    crew.ask::<serde::de::IgnoredAny>(1, &Task::RegisterAll(0..count));
+    crew.ask::<IgnoredAny>(1, &Task::RegisterAll(0..count));
     crew.until_received(&numbered(count - 1), 1);
     crew.ask::<()>(0, &Task::Open(0..count));
     let among = loaded(options, &mut crew, one());
@@ -92,7 +95,7 @@ fn loaded(options: &Options, crew: &mut Crew, to: To) -> Loaded {
         lasts: options.lasts,
     };
     crew.load(vec![Load {
-        lasts: WARM_UP,
+        lasts: options.warm_up(),
         ..load.clone()
     }]);
     crew.load(vec![load])
