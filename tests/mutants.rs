@@ -239,36 +239,10 @@ const MUTANTS: &[Mutant] = &[
         caught_by: SIMULATION,
     },
     Mutant {
-        name: "evict-a-later-boot",
-        file: "src/view.rs",
-        sound: "                if self.is_up(*node, *boot) {
-                    self.remove(*node);",
-        faulty: "                if *boot != u64::MAX {
-                    self.remove(*node);",
-        caught_by: SIMULATION,
-    },
-    Mutant {
         name: "keep-what-earlier-boots-registered",
         file: "src/view.rs",
         sound: "            _ => self.remove(node),",
         faulty: "            _ => {}",
-        caught_by: SIMULATION,
-    },
-    Mutant {
-        name: "unregister-what-a-later-boot-registered",
-        file: "src/view.rs",
-        sound: "                if !self.is_up(*node, *boot) {
-                    return;
-                }
-                for namespace in unregister {
-                    self.unregister(namespace, *node);
-                }",
-        faulty: "                for namespace in unregister {
-                    self.unregister(namespace, *node);
-                }
-                if !self.is_up(*node, *boot) {
-                    return;
-                }",
         caught_by: SIMULATION,
     },
     Mutant {
