@@ -123,6 +123,9 @@ pub(crate) struct RaftActor {
     founders: Vec<(NodeId, Member)>,
     /// A proposal of this node's own is under way.
     proposing: bool,
+    /// What is agreed was found to be what is wanted. It stays so until one of
+    /// them changes.
+    content: bool,
     /// The last one that was agreed, until its echo is due.
     proposed: Option<(submit_request::Change, Instant)>,
     /// After one that failed: when to try again, and how long to wait then.
@@ -191,6 +194,7 @@ impl RaftActor {
             store: storage.store,
             founders: Vec::new(),
             proposing: false,
+            content: false,
             proposed: None,
             retry: None,
             started: Instant::now(),

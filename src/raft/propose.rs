@@ -59,7 +59,14 @@ impl RaftActor {
         if self.proposing || !self.formation.is_settled() {
             return;
         }
-        let Some(change) = self.missing() else {
+        if self.content && !self.leaving && !self.may_be_evicted() && !self.has_changed() {
+            return;
+        }
+        self.wanted.mark_unchanged();
+        self.agreed.mark_unchanged();
+        let missing = self.missing();
+        self.content = missing.is_none();
+        let Some(change) = missing else {
             self.proposed = None;
             return;
         };
@@ -98,6 +105,12 @@ impl RaftActor {
                 }
             }
         }));
+    }
+
+    /// Whether what is wanted or agreed has changed since it was last compared.
+    fn has_changed(&self) -> bool {
+        let changed = |changed: Result<bool, _>| changed.unwrap_or(true);
+        changed(self.wanted.has_changed()) || changed(self.agreed.has_changed())
     }
 
     fn request(&self, change: submit_request::Change) -> SubmitRequest {
