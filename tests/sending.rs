@@ -84,7 +84,10 @@ async fn a_reply_that_does_not_come_in_time_leaves_the_outcome_unknown() {
     let numbers = nodes[0].namespace::<Number>("numbers");
     assert_eq!(numbers.deliver(Number(1)).await, Ok(nodes[1].status().node));
     let waited = Duration::from_millis(100);
-    let error = numbers.send(Number(2)).timeout(waited).await.unwrap_err();
+    let request = numbers.send(Number(2));
+    // What comes after it is there, so it has left this node.
+    assert_eq!(numbers.deliver(Number(3)).await, Ok(nodes[1].status().node));
+    let error = request.timeout(waited).await.unwrap_err();
     let maybe_delivered = true;
     assert_eq!(
         error,
@@ -250,7 +253,16 @@ async fn a_message_that_was_given_up_is_not_offered_again() {
     let stalled = theirs.receiver(1);
     stalled.ready().await.unwrap();
     let events = nodes[0].namespace::<Event>("events");
-    let given_up = events.deliver(Event(1)).timeout(Duration::from_millis(50));
+    let given_up = events.deliver(Event(1));
+    until("it is under way", || {
+        nodes[0].status().traffic.under_way == 1
+    })
+    .await;
+    // What goes over the same link after it is there, so it has left this node.
+    let (_recorder, _) = Recorder::start_on(&nodes[1], "numbers").await;
+    let numbers = nodes[0].namespace::<Number>("numbers");
+    assert_eq!(numbers.send(Number(1)).await, Ok(2));
+    let given_up = given_up.timeout(Duration::from_millis(50));
     assert!(given_up.await.unwrap_err().maybe_delivered());
 
     // It comes back unread, but its sender may have sent it again by now.
