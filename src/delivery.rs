@@ -205,6 +205,19 @@ struct Pending<T> {
 }
 
 impl<T> Pending<T> {
+    fn new(
+        ticket: Arc<Ticket>,
+        timekeeper: Arc<dyn Timekeeper>,
+    ) -> (Self, oneshot::Sender<Result<T, DeliveryError>>) {
+        let (waiter, outcome) = oneshot::channel();
+        let pending = Self {
+            outcome,
+            ticket,
+            timekeeper,
+        };
+        (pending, waiter)
+    }
+
     fn set_timeout(&self, timeout: Duration) {
         self.ticket.set_timeout(timeout);
         self.timekeeper.moved(self.ticket.at());
@@ -234,12 +247,7 @@ impl Delivery {
         ticket: Arc<Ticket>,
         timekeeper: Arc<dyn Timekeeper>,
     ) -> (Self, oneshot::Sender<Result<NodeId, DeliveryError>>) {
-        let (waiter, outcome) = oneshot::channel();
-        let pending = Pending {
-            outcome,
-            ticket,
-            timekeeper,
-        };
+        let (pending, waiter) = Pending::new(ticket, timekeeper);
         (Self { pending }, waiter)
     }
 
@@ -281,12 +289,7 @@ impl<M: RemoteMessage> Request<M> {
         ticket: Arc<Ticket>,
         timekeeper: Arc<dyn Timekeeper>,
     ) -> (Self, oneshot::Sender<Result<Reply<M>, DeliveryError>>) {
-        let (waiter, outcome) = oneshot::channel();
-        let pending = Pending {
-            outcome,
-            ticket,
-            timekeeper,
-        };
+        let (pending, waiter) = Pending::new(ticket, timekeeper);
         (Self { pending }, waiter)
     }
 
@@ -358,12 +361,7 @@ impl Broadcast {
         ticket: Arc<Ticket>,
         timekeeper: Arc<dyn Timekeeper>,
     ) -> (Self, oneshot::Sender<Result<Reached, DeliveryError>>) {
-        let (waiter, outcome) = oneshot::channel();
-        let pending = Pending {
-            outcome,
-            ticket,
-            timekeeper,
-        };
+        let (pending, waiter) = Pending::new(ticket, timekeeper);
         (Self { pending }, waiter)
     }
 
