@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -10,24 +9,17 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use futures_util::{
-    FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered, task::AtomicWaker,
-};
+use futures_util::task::AtomicWaker;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
     BroadcastInlet, FRAME_BYTES, GIVEN_UP, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
-    room::{PeerRoom, Taken},
-    transfer::{Assembly, ChunkError},
 };
 use crate::{
-    proto::{self, LinkReply, LinkRequest, Opened, opened::Answer, reply, verdict},
+    proto::{self, LinkReply, Opened, opened::Answer, reply, verdict},
     view::NodeId,
 };
-
-/// How many namespaces one peer may send to.
-const MAX_CHANNELS: usize = 1 << 16;
 
 /// Where the messages of one namespace go on this node.
 pub(crate) trait Inlet: Send + Sync {
@@ -140,7 +132,7 @@ impl Incoming {
     }
 
     /// Hands a broadcast back that this node knows nothing to do with.
-    fn send_back(&self, broadcast: proto::Broadcast) {
+    pub(super) fn send_back(&self, broadcast: proto::Broadcast) {
         let addressees = broadcast.addressees.iter();
         let answer = proto::Confirmation {
             channel: broadcast.channel,
@@ -163,14 +155,14 @@ impl Incoming {
     }
 
     /// One that was counted has been given up by the peer.
-    fn discount(&self, channel: u32) {
+    pub(super) fn discount(&self, channel: u32) {
         if let Some(under_way) = self.shared().under_way.get_mut(&channel) {
             under_way.messages = under_way.messages.saturating_sub(1);
         }
     }
 
     /// Lets a large message go on, up to this offset.
-    fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
+    pub(super) fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
         self.say(|shared| {
             shared.proceeds.push(proto::Proceed {
                 channel,
@@ -181,7 +173,7 @@ impl Incoming {
     }
 
     /// The peer lets a large reply go on, or does not want it.
-    fn go_on(&self, proceed: &proto::Proceed) {
+    pub(super) fn go_on(&self, proceed: &proto::Proceed) {
         let of =
             |large: &(u32, u64, Sending)| (large.0, large.1) == (proceed.channel, proceed.sequence);
         self.say(|shared| match proceed.until {
@@ -395,272 +387,5 @@ impl Stream for Replies {
 impl Drop for Replies {
     fn drop(&mut self) {
         self.incoming.over.cancel();
-    }
-}
-
-/// What is wrong with a frame, so that the link has to end.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ProtocolError {
-    #[error("only the first frame opens a link")]
-    OpenedAgain,
-    #[error("messages of the channel {channel}, which has no namespace")]
-    UnknownChannel { channel: u32 },
-    #[error("more messages of the channel {channel} than were granted")]
-    NotGranted { channel: u32 },
-    #[error("messages of the channel {channel} beyond the last number")]
-    NoSuchNumber { channel: u32 },
-    #[error("the channel {channel} for a namespace that has another one")]
-    SecondChannel { channel: u32 },
-    #[error("{problem} on the channel {channel}")]
-    Broadcast { channel: u32, problem: &'static str },
-    #[error("more than {MAX_CHANNELS} channels")]
-    TooManyChannels,
-    #[error("a message of {size} bytes that did not come in chunks")]
-    NotInChunks { size: usize },
-    #[error("a large message of the channel {channel} in the midst of another one")]
-    InTheMidst { channel: u32 },
-    #[error("{0}")]
-    Chunk(#[from] ChunkError),
-}
-
-/// The channels of one incoming link, and where they lead.
-pub(crate) struct Channels<Find> {
-    incoming: Arc<Incoming>,
-    find: Find,
-    known: HashMap<u32, Option<Leads>>,
-    /// The channel of each namespace.
-    by_namespace: HashMap<String, u32>,
-    /// The largest message, in bytes.
-    max_message: usize,
-    /// By channel: the large message that is coming in.
-    arriving: HashMap<u32, Arriving>,
-    room: PeerRoom,
-    /// Those that wait for room.
-    admissions: FuturesUnordered<BoxFuture<'static, Admission>>,
-}
-
-/// A large message that is coming in.
-struct Arriving {
-    sequence: u64,
-    ask: bool,
-    /// `None` until there is room for it.
-    assembly: Option<(Assembly, Taken)>,
-}
-
-/// Room for the message with this number, of this size, on this channel.
-struct Admission {
-    channel: u32,
-    sequence: u64,
-    size: usize,
-    taken: Option<Taken>,
-}
-
-/// Where a channel leads, and where the answers go.
-type Leads = (Inlets, Arc<Lane>);
-
-impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
-    /// `find` looks up a namespace that is received on this node.
-    /// `max_message` is the largest message, in bytes.
-    pub(crate) fn new(
-        incoming: Arc<Incoming>,
-        find: Find,
-        max_message: usize,
-        room: PeerRoom,
-    ) -> Self {
-        Self {
-            incoming,
-            find,
-            known: HashMap::new(),
-            by_namespace: HashMap::new(),
-            max_message,
-            arriving: HashMap::new(),
-            room,
-            admissions: FuturesUnordered::new(),
-        }
-    }
-
-    /// Takes in one frame.
-    pub(crate) fn frame(&mut self, frame: LinkRequest) -> Result<(), ProtocolError> {
-        if frame.open.is_some() {
-            return Err(ProtocolError::OpenedAgain);
-        }
-        for channel in frame.channels {
-            self.declare(channel)?;
-        }
-        for run in frame.runs {
-            let channel = run.channel;
-            if run.first.checked_add(run.messages.len() as u64).is_none() {
-                return Err(ProtocolError::NoSuchNumber { channel });
-            }
-            if let Some(long) = run.messages.iter().find(|m| m.len() > INLINE_BYTES) {
-                return Err(ProtocolError::NotInChunks { size: long.len() });
-            }
-            let (inlets, lane) = self.granted(channel, run.messages.len())?;
-            let inlet = &inlets.messages;
-            inlet.deliver(lane, run.first, run.ask, run.messages);
-        }
-        for broadcast in frame.broadcasts {
-            let channel = broadcast.channel;
-            match self.known.get(&channel) {
-                None => return Err(ProtocolError::UnknownChannel { channel }),
-                Some(None) => self.incoming.send_back(broadcast),
-                Some(Some((inlets, lane))) => inlets
-                    .broadcasts
-                    .arrived(lane, broadcast)
-                    .map_err(|problem| ProtocolError::Broadcast { channel, problem })?,
-            }
-        }
-        for chunk in frame.chunks {
-            self.chunk(chunk)?;
-        }
-        for proceed in &frame.proceeds {
-            self.incoming.go_on(proceed);
-        }
-        Ok(())
-    }
-
-    /// Where so many messages of a channel go, if that much was granted.
-    fn granted(&self, channel: u32, messages: usize) -> Result<&Leads, ProtocolError> {
-        let Some(target) = self.known.get(&channel) else {
-            return Err(ProtocolError::UnknownChannel { channel });
-        };
-        let granted = self.incoming.count(channel, messages);
-        match target {
-            Some(leads) if granted => Ok(leads),
-            _ => Err(ProtocolError::NotGranted { channel }),
-        }
-    }
-
-    /// Takes in a part of a large message, or that one is to come or given up.
-    fn chunk(&mut self, chunk: proto::Chunk) -> Result<(), ProtocolError> {
-        let channel = chunk.channel;
-        if chunk.data.is_empty() && chunk.size == 0 {
-            if self.arriving.remove(&channel).is_some() {
-                self.incoming.discount(channel);
-            }
-            return Ok(());
-        }
-        if chunk.data.is_empty() {
-            return self.announced(&chunk);
-        }
-        let arriving = self.arriving.get_mut(&channel);
-        let Some(arriving) = arriving.filter(|arriving| arriving.sequence == chunk.sequence) else {
-            return Err(ChunkError::NotAnnounced.into());
-        };
-        let Some((assembly, _)) = &mut arriving.assembly else {
-            return Err(ChunkError::NotAllowed.into());
-        };
-        assembly.add(chunk.offset, &chunk.data)?;
-        if !assembly.is_complete() {
-            if let Some(until) = assembly.proceed() {
-                self.incoming.let_go_on(channel, chunk.sequence, until);
-            }
-            return Ok(());
-        }
-        let (whole, leads) = (self.arriving.remove(&channel), self.known.get(&channel));
-        if let (Some(whole), Some(Some((inlets, lane)))) = (whole, leads)
-            && let Some((assembly, _)) = whole.assembly
-        {
-            let message = vec![assembly.into_bytes()];
-            let inlet = &inlets.messages;
-            inlet.deliver(lane, whole.sequence, whole.ask, message);
-        }
-        Ok(())
-    }
-
-    fn announced(&mut self, chunk: &proto::Chunk) -> Result<(), ProtocolError> {
-        let &proto::Chunk {
-            channel,
-            sequence,
-            ask,
-            ..
-        } = chunk;
-        let (_, lane) = self.granted(channel, 1)?;
-        if sequence == u64::MAX {
-            return Err(ProtocolError::NoSuchNumber { channel });
-        }
-        let size = usize::try_from(chunk.size).unwrap_or(usize::MAX);
-        if size > self.max_message {
-            let limit = self.max_message;
-            let reason = format!("it has {size} bytes; the receiver's limit is {limit}");
-            lane.settle(sequence, Verdict::Rejected(reason));
-            return Ok(());
-        }
-        let arriving = Arriving {
-            sequence,
-            ask,
-            assembly: None,
-        };
-        if self.arriving.insert(channel, arriving).is_some() {
-            return Err(ProtocolError::InTheMidst { channel });
-        }
-        let admission = move |taken| Admission {
-            channel,
-            sequence,
-            size,
-            taken,
-        };
-        match self.room.try_take(size) {
-            Some(taken) => self.admit(admission(Some(taken))),
-            None => {
-                let taken = self.room.take(size);
-                self.admissions.push(Box::pin(taken.map(admission)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets the large messages go on that there is room for now. Does not end.
-    pub(crate) async fn admissions(&mut self) {
-        loop {
-            match self.admissions.next().await {
-                Some(admission) => self.admit(admission),
-                // The next one comes with a frame, after which this starts anew.
-                None => pending().await,
-            }
-        }
-    }
-
-    fn admit(&mut self, admission: Admission) {
-        let Admission {
-            channel,
-            sequence,
-            size,
-            taken,
-        } = admission;
-        // It may have been given up in the meantime.
-        let arriving = self.arriving.get_mut(&channel);
-        let arriving = arriving.filter(|arriving| arriving.sequence == sequence);
-        if let Some((arriving, taken)) = arriving.zip(taken) {
-            let mut assembly = Assembly::of(size);
-            if let Some(until) = assembly.proceed() {
-                self.incoming.let_go_on(channel, sequence, until);
-            }
-            arriving.assembly = Some((assembly, taken));
-        }
-    }
-
-    fn declare(&mut self, channel: proto::Channel) -> Result<(), ProtocolError> {
-        let known = self.by_namespace.entry(channel.namespace.clone());
-        if *known.or_insert(channel.id) != channel.id {
-            let channel = channel.id;
-            return Err(ProtocolError::SecondChannel { channel });
-        }
-        if self.by_namespace.len() > MAX_CHANNELS {
-            return Err(ProtocolError::TooManyChannels);
-        }
-        let target = (self.find)(&channel.namespace).map(|inlets| {
-            let lane = Lane::new(self.incoming.clone(), channel.id, channel.label.into());
-            (inlets, lane)
-        });
-        match &target {
-            Some((inlets, lane)) => {
-                inlets.broadcasts.attached();
-                inlets.messages.attach(lane.clone());
-            }
-            None => self.incoming.refuse(channel.id),
-        }
-        self.known.insert(channel.id, target);
-        Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! A node that both sends to a peer and receives from it has two links with it,
 //! one each way, over two connections.
 
+mod channels;
 mod incoming;
 mod outgoing;
 mod room;
@@ -19,7 +20,8 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 pub(crate) use self::{
-    incoming::{Channels, Incoming, Inlet, Inlets, Lane, Replies},
+    channels::Channels,
+    incoming::{Incoming, Inlet, Inlets, Lane, Replies},
     outgoing::{Link, Links, Target},
     room::{Bounds, Room},
     transfer::{INLINE_BYTES, Sending},
