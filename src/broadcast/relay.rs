@@ -348,7 +348,7 @@ impl Relay {
     /// Looks who receives by the latest view. `follow` hears of it a moment
     /// later, and whoever was told that it is agreed can rely on it.
     pub(super) fn look(&self, state: &mut State) {
-        let view = self.place.agreed.borrow();
+        let view = self.place.agreed.borrow().clone();
         state.receivers = view.receivers.get(&self.place.namespace).cloned();
     }
 

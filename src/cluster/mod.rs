@@ -488,7 +488,10 @@ impl Node {
         if namespaces.closed {
             outbox.close();
         }
-        outbox.follow(&self.agreed.borrow());
+        // Cloned: who follows looks at the latest view for itself, and to read a
+        // watch twice at once is a deadlock when a writer comes in between.
+        let view = self.agreed.borrow().clone();
+        outbox.follow(&view);
         namespaces.by_name.insert(
             name,
             Entry {

@@ -24,7 +24,7 @@ impl RaftActor {
     /// What this node has to have agreed next, if anything.
     fn missing(&self) -> Option<submit_request::Change> {
         let Identity { node, boot, .. } = self.me;
-        let view = self.agreed.borrow();
+        let view = self.agreed.borrow().clone();
         if self.leaving {
             return self.left.is_some().then_some(LEAVE);
         }
