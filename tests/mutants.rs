@@ -170,7 +170,24 @@ const MUTANTS: &[Mutant] = &[
                     self.remove(*node);",
         faulty: "                if *boot != u64::MAX {
                     self.remove(*node);",
-        caught_by: &["--lib", "view"],
+        caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "unregister-what-a-later-boot-registered",
+        file: "src/view.rs",
+        sound: "                if !self.is_up(*node, *boot) {
+                    return;
+                }
+                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }",
+        faulty: "                for namespace in unregister {
+                    self.unregister(namespace, *node);
+                }
+                if !self.is_up(*node, *boot) {
+                    return;
+                }",
+        caught_by: SIMULATION,
     },
     Mutant {
         name: "patience-drawn-once",

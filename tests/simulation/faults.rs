@@ -24,8 +24,20 @@ pub(crate) enum Fault {
     Hold(usize, usize),
     /// Everything takes up to so long between these two.
     Slow(usize, usize, Duration),
+    /// What the first has to say to the second, that it leaves or that a
+    /// receiver comes or goes, arrives when its next process runs.
+    Late(usize, usize, Last),
+    /// The process is killed, and the next one started at once.
+    Replace(usize),
     /// The clock of one leaps forward.
     Leap(usize, Duration),
+}
+
+/// What a process has said last.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Last {
+    Leave,
+    Change,
 }
 
 impl fmt::Display for Fault {
@@ -54,7 +66,7 @@ pub(crate) fn draw(rng: &mut StdRng, hosts: usize, wiped: bool) -> (Fault, Durat
         false => millis(rng, 3_000, 30_000),
     };
     let broken = millis(rng, 100, 20_000);
-    match rng.random_range(0..20) {
+    match rng.random_range(0..22) {
         0..4 => (Fault::Kill(one), away),
         4..6 => (Fault::PowerCut(one), away),
         6 if !wiped => (Fault::Wipe(one), away),
@@ -69,6 +81,13 @@ pub(crate) fn draw(rng: &mut StdRng, hosts: usize, wiped: bool) -> (Fault, Durat
         17..19 => {
             let latency = millis(rng, 50, 1_000);
             (Fault::Slow(one, other, latency), broken)
+        }
+        19..21 => {
+            let last = match rng.random_bool(0.5) {
+                true => Last::Leave,
+                false => Last::Change,
+            };
+            (Fault::Late(one, other, last), millis(rng, 1_000, 6_000))
         }
         _ => {
             let leap = millis(rng, 100, 20_000);

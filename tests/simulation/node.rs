@@ -18,7 +18,7 @@ use crate::{
     control::Boot,
     disk::Disk,
     ledger::{CHANGING, Id, Ledger, Life, Outcome, SHARED},
-    net::{Net, PORT},
+    net::{Late, Net, PORT},
     watch::Watch,
 };
 
@@ -32,6 +32,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) enum Command {
     /// Its clock leaps.
     Leap(Duration),
+    /// A receiver of its comes, or goes.
+    Change,
     /// It leaves the cluster in order.
     Leave,
 }
@@ -44,6 +46,7 @@ pub(crate) struct World {
     pub(crate) founders: usize,
     pub(crate) watch: Watch,
     pub(crate) ledger: RefCell<Ledger>,
+    pub(crate) late: Late,
     pub(crate) now: Cell<Duration>,
     /// When there was last a fault.
     pub(crate) harmed: Cell<Duration>,
@@ -117,11 +120,12 @@ impl Host {
         self.starts.set(self.starts.get() + 1);
         let (sender, mut commands) = mpsc::unbounded_channel();
         self.commands.replace(Some(sender));
+        let all = (0..world.hosts).map(name);
         let started = Cluster::builder(format!("0.0.0.0:{PORT}"))
             .advertise(address(self.index))
             .peers(world.peers.clone())
             .founders(world.founders)
-            .transport(Net::new((0..world.hosts).map(name)))
+            .transport(Net::new(&name(self.index), all, world.late.clone()))
             .disk(self.disk.open())
             .runtime(Runtime::CurrentArbiter)
             .send_timeout(SEND_TIMEOUT)
@@ -145,6 +149,7 @@ impl Host {
                         world.watch.leaps(&name(self.index));
                         advance(duration).await;
                     }
+                    Some(Command::Change) => life.change(),
                     Some(Command::Leave) | None => break,
                 },
                 () = sleep_until(next_sample) => {

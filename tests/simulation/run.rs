@@ -15,9 +15,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use turmoil::Sim;
 
 use crate::{
-    faults::{self, Fault},
+    faults::{self, Fault, Last},
     ledger::{CHANGING, Ledger, SHARED},
-    net::EVERYBODY,
+    net::{EVERYBODY, Late},
     node::{Command, Host, World, address, name, namespace},
     watch::Watch,
 };
@@ -29,6 +29,8 @@ const LATENCY: Duration = Duration::from_millis(10);
 const CONVERGED_WITHIN: Duration = Duration::from_secs(30);
 /// How long there are faults before they end.
 const CHAOS: Duration = Duration::from_secs(80);
+/// How long a process may go on trying to say its last.
+const REPLACED_AFTER: Duration = Duration::from_millis(300);
 /// How long there are none then.
 const CALM: Duration = Duration::from_secs(10);
 const VOTERS: usize = 5;
@@ -114,6 +116,7 @@ impl Run {
             founders,
             watch,
             ledger: RefCell::new(Ledger::default()),
+            late: Late::default(),
             now: Cell::default(),
             harmed: Cell::default(),
             paused: Cell::default(),
@@ -192,7 +195,13 @@ impl Run {
         while self.now() < end && !self.failed() {
             if self.now() >= next {
                 next = self.now() + faults::pause(&mut self.rng);
-                let (fault, lasts) = faults::draw(&mut self.rng, self.hosts.len(), wiped);
+                let (mut fault, lasts) = faults::draw(&mut self.rng, self.hosts.len(), wiped);
+                if let Fault::Late(host, to, _) = &mut fault
+                    && let Some(leader) = self.leader()
+                    && leader != *host
+                {
+                    *to = leader;
+                }
                 wiped |= matches!(fault, Fault::Wipe(_));
                 self.begin(fault, lasts);
             }
@@ -236,6 +245,18 @@ impl Run {
                 self.sim
                     .set_link_max_message_latency(name(*one), name(*other), *latency);
             }
+            Fault::Late(host, to, last) => {
+                let (from, to) = (self.sim.lookup(name(*host)), self.sim.lookup(name(*to)));
+                self.world.late.keep(from, to, self.now(), lasts);
+                self.hosts[*host].tell(match last {
+                    Last::Leave => Command::Leave,
+                    Last::Change => Command::Change,
+                });
+                let replaced = (self.now() + REPLACED_AFTER, self.faults);
+                self.ends.insert(replaced, Fault::Replace(*host));
+            }
+            // It has no beginning.
+            Fault::Replace(_) => {}
             Fault::Leap(host, leap) => self.hosts[*host].tell(Command::Leap(*leap)),
         }
         self.ends.insert((end, self.faults), fault);
@@ -259,12 +280,29 @@ impl Run {
             Fault::Cut(one, other) => self.sim.repair(name(*one), name(*other)),
             Fault::OneWay(from, to) => self.sim.repair_oneway(name(*from), name(*to)),
             Fault::Hold(one, other) => self.sim.release(name(*one), name(*other)),
+            Fault::Replace(host) => {
+                if self.sim.is_host_running(name(*host)) {
+                    self.kill(*host);
+                }
+                self.sim.bounce(name(*host));
+            }
             Fault::Slow(one, other, _) => {
                 self.sim
                     .set_link_max_message_latency(name(*one), name(*other), LATENCY);
             }
-            Fault::Leap(..) => {}
+            Fault::Late(..) | Fault::Leap(..) => {}
         }
+    }
+
+    /// The host whose node leads, if one says so.
+    fn leader(&self) -> Option<usize> {
+        let leads = |host: &Rc<Host>| {
+            let status = host.status.borrow();
+            status
+                .as_ref()
+                .is_some_and(|status| status.leader == Some(status.node))
+        };
+        self.hosts.iter().position(leads)
     }
 
     fn others(&self, side: &[usize]) -> Vec<usize> {
