@@ -122,7 +122,16 @@ async fn frames_that_make_no_sense_end_their_link_alone() {
         runs: vec![run(1)],
         ..LinkRequest::default()
     };
-    for nonsense in [opened_again, undeclared, nobody_receives] {
+    let read_what_was_not_marked = LinkRequest {
+        read: 7,
+        ..LinkRequest::default()
+    };
+    for nonsense in [
+        opened_again,
+        undeclared,
+        nobody_receives,
+        read_what_was_not_marked,
+    ] {
         let (_, frames, mut replies) = link(&node, open(&node)).await;
         frames.send(nonsense).unwrap();
         while let Some(Ok(_)) = replies.next().await {}

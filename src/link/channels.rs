@@ -7,6 +7,7 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnord
 
 use super::{
     INLINE_BYTES, Incoming, Inlets, Lane, Verdict,
+    pace::UnknownMark,
     room::{PeerRoom, Taken},
     transfer::{Assembly, ChunkError},
 };
@@ -38,6 +39,8 @@ pub(crate) enum ProtocolError {
     InTheMidst { channel: u32 },
     #[error("{0}")]
     Chunk(#[from] ChunkError),
+    #[error("{0}")]
+    Mark(#[from] UnknownMark),
 }
 
 /// The channels of one incoming link, and where they lead.
@@ -133,6 +136,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         for proceed in &frame.proceeds {
             self.incoming.go_on(proceed);
         }
+        self.incoming.marks(frame.mark, frame.read)?;
         Ok(())
     }
 
@@ -169,9 +173,6 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         };
         assembly.add(chunk.offset, &chunk.data)?;
         if !assembly.is_complete() {
-            if let Some(until) = assembly.proceed() {
-                self.incoming.let_go_on(channel, chunk.sequence, until);
-            }
             return Ok(());
         }
         let (whole, leads) = (self.arriving.remove(&channel), self.known.get(&channel));
@@ -249,11 +250,8 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         let arriving = self.arriving.get_mut(&channel);
         let arriving = arriving.filter(|arriving| arriving.sequence == sequence);
         if let Some((arriving, taken)) = arriving.zip(taken) {
-            let mut assembly = Assembly::of(size);
-            if let Some(until) = assembly.proceed() {
-                self.incoming.let_go_on(channel, sequence, until);
-            }
-            arriving.assembly = Some((assembly, taken));
+            arriving.assembly = Some((Assembly::of(size), taken));
+            self.incoming.let_go_on(channel, sequence);
         }
     }
 

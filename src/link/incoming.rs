@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    BroadcastInlet, FRAME_BYTES, GIVEN_UP, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
+    BroadcastInlet, FRAME_BYTES, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
+    pace::{Pace, UnknownMark},
 };
 use crate::{
     proto::{self, LinkReply, Opened, opened::Answer, reply, verdict},
@@ -59,6 +60,9 @@ struct Shared {
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
+    pace: Pace,
+    /// The last mark that was read, unless the peer has been told.
+    read: u64,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
 }
@@ -102,12 +106,15 @@ impl Incoming {
         self.say(|shared| shared.answer = Some(answer));
     }
 
-    /// Ends the stream of replies once what was gathered has been said. Large
-    /// replies go on unasked, for the peer may have ended its own stream.
+    /// Ends the stream of replies once what was gathered has been said. All of
+    /// them go on unasked, for the peer may have ended its own stream.
     pub(crate) fn end(&self) {
-        for (.., reply) in &mut self.shared().large {
-            reply.proceed(u64::MAX);
+        let mut shared = self.shared();
+        shared.pace.release();
+        for (.., reply) in &mut shared.large {
+            reply.proceed();
         }
+        drop(shared);
         self.over.cancel();
         self.replies.wake();
     }
@@ -161,26 +168,44 @@ impl Incoming {
         }
     }
 
-    /// Lets a large message go on, up to this offset.
-    pub(super) fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
+    /// Lets a large message go on.
+    pub(super) fn let_go_on(&self, channel: u32, sequence: u64) {
         self.say(|shared| {
             shared.proceeds.push(proto::Proceed {
                 channel,
                 sequence,
-                until,
+                unwanted: false,
             });
         });
+    }
+
+    /// A frame with this mark has been read, and of the replies those up to that
+    /// one. Nought stands for none.
+    pub(super) fn marks(&self, mark: u64, read: u64) -> Result<(), UnknownMark> {
+        if (mark, read) == (0, 0) {
+            return Ok(());
+        }
+        let mut known = Ok(());
+        self.say(|shared| {
+            if mark != 0 {
+                shared.read = mark;
+            }
+            if read != 0 {
+                known = shared.pace.came_back(read);
+            }
+        });
+        known
     }
 
     /// The peer lets a large reply go on, or does not want it.
     pub(super) fn go_on(&self, proceed: &proto::Proceed) {
         let of =
             |large: &(u32, u64, Sending)| (large.0, large.1) == (proceed.channel, proceed.sequence);
-        self.say(|shared| match proceed.until {
-            GIVEN_UP => shared.large.retain(|large| !of(large)),
-            until => {
+        self.say(|shared| match proceed.unwanted {
+            true => shared.large.retain(|large| !of(large)),
+            false => {
                 if let Some((.., reply)) = shared.large.iter_mut().find(|large| of(large)) {
-                    reply.proceed(until);
+                    reply.proceed();
                 }
             }
         });
@@ -255,7 +280,7 @@ impl Lane {
             reply::Result::Value(value) if value.len() > INLINE_BYTES => {
                 let mut reply = Sending::new(value);
                 if self.incoming.is_over() {
-                    reply.proceed(u64::MAX);
+                    reply.proceed();
                 }
                 shared.large.push_back((channel, sequence, reply));
             }
@@ -280,19 +305,22 @@ impl Lane {
 
 impl Shared {
     fn is_idle(&self) -> bool {
+        let large = self.large.front().is_some_and(|(.., large)| !large.waits());
         self.answer.is_none()
             && self.grants.is_empty()
             && self.verdicts.is_empty()
-            && self.replies.is_empty()
             && self.proceeds.is_empty()
             && self.confirmations.is_empty()
-            && self.large.front().is_none_or(|(.., reply)| reply.waits())
+            && self.read == 0
+            && (self.replies.is_empty() || !self.pace.is_open())
+            && (!large || self.pace.chunk() == 0)
     }
 
     /// The next part of the large reply whose turn it is.
     fn chunk(&mut self) -> Option<proto::Chunk> {
-        let (channel, sequence, reply) = self.large.front_mut()?;
-        let (offset, data) = reply.next()?;
+        let room = self.pace.chunk();
+        let (channel, sequence, reply) = self.large.front_mut().filter(|_| room > 0)?;
+        let (offset, data) = reply.next(room)?;
         let chunk = proto::Chunk {
             channel: *channel,
             sequence: *sequence,
@@ -327,36 +355,52 @@ impl Shared {
         });
     }
 
+    /// Takes out the replies that go into one frame, and says how much they take.
+    fn take_replies(&mut self) -> (Vec<proto::Reply>, usize) {
+        let (mut count, mut bytes) = (0, 0);
+        for reply in &self.replies {
+            let size = match &reply.result {
+                Some(reply::Result::Value(value)) => value.len(),
+                Some(reply::Result::None(reason)) => reason.len(),
+                None => 0,
+            };
+            // One goes in any case.
+            if count > 0 && bytes + MESSAGE_OVERHEAD + size > FRAME_BYTES {
+                break;
+            }
+            bytes += MESSAGE_OVERHEAD + size;
+            count += 1;
+        }
+        (self.replies.drain(..count).collect(), bytes)
+    }
+
     fn frame(&mut self) -> LinkReply {
-        let mut bytes = 0;
-        let over = self.replies.iter().position(|reply| {
-            bytes += MESSAGE_OVERHEAD
-                + match &reply.result {
-                    Some(reply::Result::Value(value)) => value.len(),
-                    Some(reply::Result::None(reason)) => reason.len(),
-                    None => 0,
-                };
-            bytes > FRAME_BYTES
-        });
-        // One goes in any case.
-        let count = over.map_or(self.replies.len(), |over| over.max(1));
         // A peer that reads no verdicts gets no credit by them.
         for verdict in &self.verdicts {
             if let Some(under_way) = self.under_way.get_mut(&verdict.channel) {
                 under_way.messages = under_way.messages.saturating_sub(verdict.count);
             }
         }
-        LinkReply {
+        let mut frame = LinkReply {
             opened: self.answer.take().map(|answer| Opened {
                 answer: answer.into(),
             }),
             grants: std::mem::take(&mut self.grants),
             verdicts: std::mem::take(&mut self.verdicts),
-            replies: self.replies.drain(..count).collect(),
-            chunks: self.chunk().into_iter().collect(),
             proceeds: std::mem::take(&mut self.proceeds),
             confirmations: std::mem::take(&mut self.confirmations),
+            read: std::mem::take(&mut self.read),
+            ..LinkReply::default()
+        };
+        let mut bytes = 0;
+        if self.pace.is_open() {
+            (frame.replies, bytes) = self.take_replies();
         }
+        frame.chunks.extend(self.chunk());
+        let chunks = frame.chunks.iter().map(|chunk| chunk.data.len());
+        bytes += chunks.sum::<usize>();
+        frame.mark = self.pace.wrote(bytes, frame.replies.is_empty());
+        frame
     }
 }
 

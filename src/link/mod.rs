@@ -12,8 +12,10 @@
 mod channels;
 mod incoming;
 mod outgoing;
+mod pace;
 mod room;
 mod transfer;
+mod writer;
 
 use bytes::Bytes;
 
@@ -33,8 +35,6 @@ use crate::proto;
 const FRAME_BYTES: usize = 64 << 10;
 /// What a message takes in a frame beside its own bytes, at the most.
 const MESSAGE_OVERHEAD: usize = 32;
-/// Where a large reply would go on up to, if it were wanted.
-const GIVEN_UP: u64 = 0;
 /// What an addressee of a broadcast takes in a frame, at the most, as long as
 /// boots and broadcasts are counted with eight digits.
 const ADDRESSEE_BYTES: usize = 24;
@@ -69,19 +69,22 @@ pub(crate) enum Load {
     },
     /// A large message of which some has been written is given up.
     GivenUp { sequence: u64 },
+    /// A part of a large message, when there is room for it.
+    Later,
 }
 
 /// A mailbox, as a link sees it.
 ///
 /// The link holds none of its locks while it calls.
 pub(crate) trait Feedback: Send + Sync {
-    /// What is to be written next: messages of up to `room` bytes, or one. After
-    /// `None` the mailbox [calls](Link::call) when there is more.
-    fn take(&self, room: usize) -> Option<Load>;
+    /// What is to be written next: messages of up to `room` bytes, or one; or of
+    /// a large one, up to `chunk` bytes. After `None` the mailbox
+    /// [calls](Link::call) when there is more.
+    fn take(&self, room: usize, chunk: usize) -> Option<Load>;
     /// The peer takes up to `window` messages without a verdict.
     fn granted(&self, window: u32);
-    /// The peer lets a large message go on, up to this offset.
-    fn proceed(&self, sequence: u64, until: u64);
+    /// The peer lets a large message go on.
+    fn proceed(&self, sequence: u64);
     /// What became of `count` messages from `first` on.
     fn settled(&self, first: u64, count: u64, verdict: Verdict);
     /// What the handler returned, encoded; or why it returned nothing.

@@ -1,14 +1,11 @@
 //! The sender's end of a link.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    pin::Pin,
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, Weak},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_core::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::{
     runtime::Handle,
@@ -20,14 +17,15 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use super::{
-    ADDRESSEE_BYTES, BroadcastFeedback, FRAME_BYTES, Feedback, GIVEN_UP, Load, MESSAGE_OVERHEAD,
-    Verdict,
+    BroadcastFeedback, Feedback, Verdict,
+    pace::UnknownMark,
     transfer::{Assembly, ChunkError},
+    writer::{Broadcast, Channel, Shared, Writer},
 };
 use crate::{
     connections::Connections,
     delivery::Ticket,
-    proto::{self, LinkReply, LinkRequest, opened::Answer, reply, verdict},
+    proto::{self, LinkReply, opened::Answer, reply, verdict},
     view::{Identity, NodeId},
 };
 
@@ -143,68 +141,7 @@ pub(crate) struct Link {
     broadcasts: Weak<dyn BroadcastFeedback>,
     shared: Mutex<Shared>,
     /// Wakes the writer when there is something to write.
-    writer: AtomicWaker,
-}
-
-struct Shared {
-    /// The peer has welcomed this node: messages can be handed over.
-    up: bool,
-    /// Counts the streams, so that the writer of an old one ends.
-    stream: u64,
-    /// By their numbers on the wire, which stay the same from one stream to
-    /// the next.
-    channels: Vec<Channel>,
-    /// How many of them the peer has been told of on this stream.
-    declared: usize,
-    /// The channels that have something to write, in turn.
-    calling: VecDeque<u32>,
-    /// Copies of broadcasts that are to be written.
-    broadcasts: VecDeque<Broadcast>,
-    /// For replies that come in chunks.
-    proceeds: Vec<proto::Proceed>,
-    /// The peer has left: nothing more is written than is here.
-    finishing: bool,
-}
-
-struct Channel {
-    namespace: Arc<str>,
-    label: Arc<str>,
-    mailbox: Weak<dyn Feedback>,
-    /// A number above those of all messages that have been written, for the next
-    /// mailbox to start from.
-    unsent: u64,
-}
-
-struct Broadcast {
-    copy: proto::Broadcast,
-    deadline: Arc<Ticket>,
-    patience: Instant,
-}
-
-impl Broadcast {
-    /// What it takes in a frame, at the most.
-    fn size(&self) -> usize {
-        let proto::Broadcast {
-            addressees,
-            message,
-            ..
-        } = &self.copy;
-        3 * MESSAGE_OVERHEAD + ADDRESSEE_BYTES * addressees.len() + message.len()
-    }
-
-    /// The copy as it is written now.
-    fn now(self) -> proto::Broadcast {
-        let now = Instant::now();
-        let left = |until: Instant| {
-            let left = until.saturating_duration_since(now);
-            u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
-        };
-        proto::Broadcast {
-            remaining: left(self.deadline.at()),
-            patience: left(self.patience),
-            ..self.copy
-        }
-    }
+    pub(super) writer: AtomicWaker,
 }
 
 /// Why a stream ended.
@@ -224,6 +161,8 @@ enum Broken {
     Protocol(&'static str),
     #[error("the peer broke the protocol: {0}")]
     Chunk(#[from] ChunkError),
+    #[error("the peer broke the protocol: {0}")]
+    Mark(#[from] UnknownMark),
     #[error("the peer is somewhere else now")]
     Moved,
 }
@@ -243,21 +182,12 @@ impl Link {
             stop,
             finishing: CancellationToken::new(),
             broadcasts,
-            shared: Mutex::new(Shared {
-                up: false,
-                stream: 0,
-                channels: Vec::new(),
-                declared: 0,
-                calling: VecDeque::new(),
-                broadcasts: VecDeque::new(),
-                proceeds: Vec::new(),
-                finishing: false,
-            }),
+            shared: Mutex::default(),
             writer: AtomicWaker::new(),
         }
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
+    pub(super) fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared
             .lock()
             .expect("no panic while messages are queued")
@@ -414,7 +344,7 @@ impl Link {
                 target_boot: boot,
             };
             let opened = async {
-                let replies = peer.link(self.writer(open)).await?;
+                let replies = peer.link(Writer::new(self.clone(), open)).await?;
                 let mut replies = replies.into_inner();
                 let first = replies.message().await?.ok_or(Broken::Ended)?;
                 welcome(&first)?;
@@ -434,17 +364,6 @@ impl Link {
         tokio::select! {
             ended = followed => ended.err().unwrap_or(Broken::Ended),
             _ = target.changed() => Broken::Moved,
-        }
-    }
-
-    fn writer(self: &Arc<Self>, open: proto::Open) -> Writer {
-        let mut shared = self.shared();
-        shared.stream += 1;
-        Writer {
-            link: self.clone(),
-            stream: shared.stream,
-            open: Some(open),
-            ended: false,
         }
     }
 
@@ -491,12 +410,13 @@ impl Link {
             }
             for proceed in frame.proceeds {
                 if let Some(mailbox) = self.mailbox(proceed.channel)? {
-                    mailbox.proceed(proceed.sequence, proceed.until);
+                    mailbox.proceed(proceed.sequence);
                 }
             }
             for chunk in frame.chunks {
                 self.reply_chunk(&mut large_reply, chunk)?;
             }
+            self.marks(frame.mark, frame.read)?;
         }
         Ok(())
     }
@@ -516,10 +436,12 @@ impl Link {
                 if let Some(mailbox) = self.mailbox(channel)? {
                     mailbox.replied(sequence, Err(reason));
                 }
-                self.let_go_on(channel, sequence, GIVEN_UP);
+                self.answer(channel, sequence, true);
                 return Ok(());
             }
             *large_reply = Some((channel, sequence, Assembly::of(size)));
+            self.answer(channel, sequence, false);
+            return Ok(());
         }
         let Some((_, _, assembly)) = large_reply
             .as_mut()
@@ -527,13 +449,8 @@ impl Link {
         else {
             return Err(ChunkError::NotAnnounced.into());
         };
-        if !chunk.data.is_empty() {
-            assembly.add(chunk.offset, &chunk.data)?;
-        }
+        assembly.add(chunk.offset, &chunk.data)?;
         if !assembly.is_complete() {
-            if let Some(until) = assembly.proceed() {
-                self.let_go_on(channel, sequence, until);
-            }
             return Ok(());
         }
         let whole = large_reply.take().map(|(_, _, reply)| reply.into_bytes());
@@ -543,13 +460,30 @@ impl Link {
         Ok(())
     }
 
-    fn let_go_on(&self, channel: u32, sequence: u64, until: u64) {
+    /// Lets a large reply go on, or says that it is not wanted.
+    fn answer(&self, channel: u32, sequence: u64, unwanted: bool) {
         self.shared().proceeds.push(proto::Proceed {
             channel,
             sequence,
-            until,
+            unwanted,
         });
         self.writer.wake();
+    }
+
+    /// A frame with this mark has been read, and of what was written that up to
+    /// that one. Nought stands for none.
+    fn marks(&self, mark: u64, read: u64) -> Result<(), UnknownMark> {
+        if (mark, read) == (0, 0) {
+            return Ok(());
+        }
+        let mut shared = self.shared();
+        shared.read = shared.read.max(mark);
+        if read != 0 {
+            shared.came_back(read)?;
+        }
+        drop(shared);
+        self.writer.wake();
+        Ok(())
     }
 
     fn namespace(&self, channel: u32) -> Result<Arc<str>, Broken> {
@@ -573,11 +507,7 @@ impl Link {
     fn lose(&self) -> bool {
         let mut shared = self.shared();
         let was_up = std::mem::replace(&mut shared.up, false);
-        shared.stream += 1;
-        shared.declared = 0;
-        shared.calling.clear();
-        shared.broadcasts.clear();
-        shared.proceeds.clear();
+        shared.end();
         let channels = shared.channels.iter();
         let told: Vec<_> = channels.map(|channel| channel.mailbox.clone()).collect();
         drop(shared);
@@ -607,164 +537,4 @@ fn welcome(first: &LinkReply) -> Result<(), Broken> {
         Answer::Closing => Err(Broken::Refused("it is shutting down")),
         Answer::Unspecified => Err(Broken::Protocol("an answer of no known kind")),
     }
-}
-
-/// The frames of one stream. Each takes what has gathered when it is asked for.
-struct Writer {
-    link: Arc<Link>,
-    stream: u64,
-    open: Option<proto::Open>,
-    ended: bool,
-}
-
-impl Stream for Writer {
-    type Item = LinkRequest;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<LinkRequest>> {
-        if let Some(open) = self.open.take() {
-            return Poll::Ready(Some(LinkRequest {
-                open: Some(open),
-                ..LinkRequest::default()
-            }));
-        }
-        match self.frame(cx) {
-            Some(frame) => Poll::Ready(Some(frame)),
-            None if self.ended => Poll::Ready(None),
-            None => Poll::Pending,
-        }
-    }
-}
-
-impl Writer {
-    /// The next frame, if there is anything to say. Otherwise the task is woken
-    /// when there is, or the stream has ended.
-    fn frame(&mut self, cx: &Context<'_>) -> Option<LinkRequest> {
-        let mut frame = LinkRequest::default();
-        let mut bytes = 0;
-        while bytes < FRAME_BYTES {
-            let mut shared = self.link.shared();
-            if shared.stream != self.stream {
-                self.ended = true;
-                return None;
-            }
-            let next = shared.up.then(|| shared.next(&mut frame, &mut bytes));
-            let Some((channel, mailbox)) = next.flatten() else {
-                if frame != LinkRequest::default() {
-                    break;
-                }
-                self.ended = shared.finishing;
-                // Under the lock: whoever calls from now on wakes it, and no
-                // writer of an old stream comes in between.
-                self.link.writer.register(cx.waker());
-                return None;
-            };
-            drop(shared);
-            let Some(load) = mailbox
-                .upgrade()
-                .and_then(|mailbox| mailbox.take(FRAME_BYTES - bytes))
-            else {
-                continue;
-            };
-            bytes += append(&mut frame, channel, load, &mut self.link.shared());
-            // The peer reads a frame's chunks last, so nothing comes behind one.
-            if !frame.chunks.is_empty() {
-                break;
-            }
-        }
-        Some(frame)
-    }
-}
-
-impl Shared {
-    /// Puts into the frame what has to stand before messages, and says whose
-    /// turn it is then.
-    fn next(
-        &mut self,
-        frame: &mut LinkRequest,
-        bytes: &mut usize,
-    ) -> Option<(u32, Weak<dyn Feedback>)> {
-        frame.proceeds.append(&mut self.proceeds);
-        let undeclared = self.channels.iter().enumerate().skip(self.declared);
-        for (number, channel) in undeclared {
-            if *bytes >= FRAME_BYTES {
-                return None;
-            }
-            *bytes += MESSAGE_OVERHEAD + channel.namespace.len() + channel.label.len();
-            self.declared = number + 1;
-            frame.channels.push(proto::Channel {
-                id: number as u32,
-                namespace: channel.namespace.to_string(),
-                label: channel.label.to_string(),
-            });
-        }
-        // The peer reads a frame's broadcasts after its runs. They leave room for
-        // messages, if there are any.
-        let room = match self.calling.is_empty() {
-            true => FRAME_BYTES,
-            false => FRAME_BYTES / 2,
-        };
-        while *bytes < room
-            && let Some(broadcast) = self.broadcasts.pop_front()
-        {
-            *bytes += broadcast.size();
-            frame.broadcasts.push(broadcast.now());
-        }
-        let channel = self.calling.pop_front()?;
-        let mailbox = self.channels[channel as usize].mailbox.clone();
-        Some((channel, mailbox))
-    }
-}
-
-/// Puts what a channel has to write into the frame, and the channel behind the
-/// others that call. Returns how many bytes that took.
-fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared) -> usize {
-    let (bytes, unsent) = match load {
-        Load::Messages {
-            first,
-            ask,
-            messages,
-        } => {
-            let unsent = first + messages.len() as u64;
-            let bytes = messages
-                .iter()
-                .map(|message| MESSAGE_OVERHEAD + message.len());
-            let bytes = bytes.sum();
-            frame.runs.push(proto::Run {
-                channel,
-                first,
-                ask,
-                messages,
-            });
-            (bytes, unsent)
-        }
-        Load::Chunk {
-            sequence,
-            ask,
-            size,
-            offset,
-            data,
-        } => {
-            let bytes = MESSAGE_OVERHEAD + data.len();
-            frame.chunks.push(proto::Chunk {
-                channel,
-                sequence,
-                ask,
-                size: size as u64,
-                offset: offset as u64,
-                data,
-            });
-            (bytes, sequence + 1)
-        }
-        Load::GivenUp { sequence } => {
-            frame.chunks.push(proto::Chunk {
-                channel,
-                sequence,
-                ..proto::Chunk::default()
-            });
-            (MESSAGE_OVERHEAD, sequence + 1)
-        }
-    };
-    shared.channels[channel as usize].unsent = unsent;
-    shared.calling.push_back(channel);
-    bytes
 }

@@ -1,29 +1,23 @@
 //! A message that is too large for a frame: its two ends.
 //!
 //! It travels in chunks, between which anything else may go. The first chunk is
-//! empty and says how large it is; the receiver lets it go on when there is room
-//! for all of it, and never further than a window ahead of what has arrived. So
-//! what a small message may have to wait behind is bounded, and so is what a peer
-//! can make this node hold.
+//! empty and says how large it is; the receiver lets the others follow when there
+//! is room for all of it. So what a peer can make this node hold is bounded. How
+//! far the chunks may be ahead of the receiver, and with it what a small message
+//! has to wait behind, is for the link's [pace](super::pace).
 
 use bytes::Bytes;
 
 /// Messages up to this size travel whole. Up to about here that is faster.
 pub(crate) const INLINE_BYTES: usize = 128 << 10;
-/// What a large message travels in.
-const CHUNK_BYTES: usize = 64 << 10;
-/// How far a transfer may be ahead of what has arrived. A small message that
-/// comes behind it waits this much longer, which on a fast network is about as
-/// long as a round trip.
-const WINDOW_BYTES: usize = 256 << 10;
 
 /// The sending end.
 pub(crate) struct Sending {
     body: Bytes,
     announced: bool,
+    /// The receiver lets it go on.
+    let_on: bool,
     sent: usize,
-    /// How far the receiver lets it go.
-    until: usize,
 }
 
 impl Sending {
@@ -31,8 +25,8 @@ impl Sending {
         Self {
             body,
             announced: false,
+            let_on: false,
             sent: 0,
-            until: 0,
         }
     }
 
@@ -44,32 +38,32 @@ impl Sending {
         self.sent
     }
 
-    /// The next chunk, and the offset that it starts at. `None` until the
-    /// receiver lets it go on.
-    pub(crate) fn next(&mut self) -> Option<(usize, Bytes)> {
-        let offset = self.sent;
-        let end = self.until.min(offset + CHUNK_BYTES).min(self.body.len());
-        if end <= offset && self.announced {
+    /// The next chunk, of up to `room` bytes, and the offset that it starts at.
+    /// `None` until the receiver lets it go on.
+    pub(crate) fn next(&mut self, room: usize) -> Option<(usize, Bytes)> {
+        if self.waits() {
             return None;
         }
+        let offset = self.sent;
+        if self.announced {
+            self.sent = self.body.len().min(offset + room);
+        }
         self.announced = true;
-        self.sent = end;
-        Some((offset, self.body.slice(offset..end)))
+        Some((offset, self.body.slice(offset..self.sent)))
     }
 
     /// Whether nothing more goes until the receiver says so.
     pub(crate) fn waits(&self) -> bool {
-        self.announced && self.sent >= self.until
+        self.announced && !self.let_on
     }
 
     pub(crate) fn is_done(&self) -> bool {
         self.sent == self.body.len()
     }
 
-    /// The receiver lets it go on up to this offset.
-    pub(crate) fn proceed(&mut self, until: u64) {
-        let until = usize::try_from(until).unwrap_or(usize::MAX);
-        self.until = self.until.max(until);
+    /// The receiver lets it go on.
+    pub(crate) fn proceed(&mut self) {
+        self.let_on = true;
     }
 }
 
@@ -80,7 +74,7 @@ pub(crate) enum ChunkError {
     NotAnnounced,
     #[error("a chunk out of order")]
     OutOfOrder,
-    #[error("a chunk further than it was allowed")]
+    #[error("a chunk before it was allowed")]
     NotAllowed,
     #[error("a chunk past the end of its message")]
     PastTheEnd,
@@ -90,8 +84,6 @@ pub(crate) enum ChunkError {
 pub(crate) struct Assembly {
     size: usize,
     bytes: Vec<u8>,
-    /// How far the sender may go.
-    until: usize,
 }
 
 impl Assembly {
@@ -101,7 +93,6 @@ impl Assembly {
         Self {
             size,
             bytes: Vec::with_capacity(size),
-            until: 0,
         }
     }
 
@@ -114,22 +105,8 @@ impl Assembly {
         if end > self.size {
             return Err(ChunkError::PastTheEnd);
         }
-        if end > self.until {
-            return Err(ChunkError::NotAllowed);
-        }
         self.bytes.extend_from_slice(chunk);
         Ok(())
-    }
-
-    /// How far the sender may go now, if that is worth telling.
-    pub(crate) fn proceed(&mut self) -> Option<u64> {
-        let until = self.size.min(self.bytes.len() + WINDOW_BYTES);
-        let worth_it = until >= self.until + WINDOW_BYTES / 4 || until == self.size;
-        if until == self.until || !worth_it {
-            return None;
-        }
-        self.until = until;
-        Some(until as u64)
     }
 
     pub(crate) fn is_complete(&self) -> bool {
@@ -145,6 +122,8 @@ impl Assembly {
 mod tests {
     use super::*;
 
+    const CHUNK: usize = 1000;
+
     fn body(size: usize) -> Bytes {
         (0..size)
             .map(|index| index as u8)
@@ -154,17 +133,19 @@ mod tests {
 
     #[test]
     fn what_is_sent_in_chunks_is_put_together() {
-        let whole = body(3 * WINDOW_BYTES + 5);
+        let whole = body(7 * CHUNK + 5);
         let mut sending = Sending::new(whole.clone());
-        assert_eq!(sending.next(), Some((0, Bytes::new())), "it is announced");
-        assert_eq!(sending.next(), None, "no more goes unasked");
+        assert_eq!(
+            sending.next(CHUNK),
+            Some((0, Bytes::new())),
+            "it is announced"
+        );
+        assert_eq!(sending.next(CHUNK), None, "no more goes unasked");
+        sending.proceed();
         let mut assembly = Assembly::of(sending.size());
         while !sending.is_done() {
-            if let Some(until) = assembly.proceed() {
-                sending.proceed(until);
-            }
-            let (offset, chunk) = sending.next().expect("it is let on in time");
-            assert!(chunk.len() <= CHUNK_BYTES);
+            let (offset, chunk) = sending.next(CHUNK).expect("it is let on");
+            assert!(chunk.len() <= CHUNK);
             assembly.add(offset as u64, &chunk).unwrap();
         }
         assert!(assembly.is_complete());
@@ -173,13 +154,11 @@ mod tests {
 
     #[test]
     fn chunks_that_make_no_sense_are_errors() {
-        let chunk = body(CHUNK_BYTES);
+        let chunk = body(CHUNK);
         let add = |assembly: &mut Assembly, offset| assembly.add(offset, &chunk).err();
         let mut small = Assembly::of(10);
         assert_eq!(add(&mut small, 0), Some(ChunkError::PastTheEnd));
         let mut large = Assembly::of(1 << 20);
-        assert_eq!(add(&mut large, 0), Some(ChunkError::NotAllowed));
-        large.proceed();
         assert_eq!(add(&mut large, 1), Some(ChunkError::OutOfOrder));
         assert_eq!(
             large.add(0, &Bytes::new()),

@@ -106,15 +106,15 @@ impl<M: RemoteMessage> LaneEnd<M> {
 
 /// A link answers for its peer.
 impl<M: RemoteMessage> Feedback for LaneEnd<M> {
-    fn take(&self, room: usize) -> Option<Load> {
+    fn take(&self, room: usize, chunk: usize) -> Option<Load> {
         let outbox = self.outbox.upgrade()?;
         let mut state = outbox.state();
         let mut lanes = state.lanes.iter_mut();
-        lanes.find(|lane| self.is_of(lane))?.take(room)
+        lanes.find(|lane| self.is_of(lane))?.take(room, chunk)
     }
 
-    fn proceed(&self, sequence: u64, until: u64) {
-        self.report(|_, state, lane| state.lanes[lane].proceed(sequence, until));
+    fn proceed(&self, sequence: u64) {
+        self.report(|_, state, lane| state.lanes[lane].proceed(sequence));
     }
 
     fn granted(&self, window: u32) {

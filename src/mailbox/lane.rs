@@ -122,13 +122,14 @@ impl<M: RemoteMessage> Lane<M> {
         }
     }
 
-    /// What the link is to write next: messages of up to `room` bytes, or one.
-    pub(super) fn take(&mut self, room: usize) -> Option<Load> {
+    /// What the link is to write next: messages of up to `room` bytes, or one;
+    /// or of a large one, up to `chunk` bytes.
+    pub(super) fn take(&mut self, room: usize, chunk: usize) -> Option<Load> {
         if let Some(sequence) = self.given_up.take() {
             return Some(Load::GivenUp { sequence });
         }
         let load = match self.next_unsent() {
-            Some((_, body)) if body.len() > INLINE_BYTES => self.take_chunk(),
+            Some((_, body)) if body.len() > INLINE_BYTES => self.take_chunk(chunk),
             Some(_) => Some(self.take_messages(room)),
             None => None,
         };
@@ -172,10 +173,14 @@ impl<M: RemoteMessage> Lane<M> {
         }
     }
 
-    fn take_chunk(&mut self) -> Option<Load> {
+    fn take_chunk(&mut self, room: usize) -> Option<Load> {
+        let waits = self.transfer.as_ref().is_some_and(Sending::waits);
+        if room == 0 && !waits {
+            return Some(Load::Later);
+        }
         let (ask, body) = self.next_unsent()?;
         let transfer = self.transfer.get_or_insert_with(|| Sending::new(body));
-        let (offset, data) = transfer.next()?;
+        let (offset, data) = transfer.next(room)?;
         let (sequence, size, sent) = (self.unsent, transfer.size(), transfer.sent());
         if transfer.is_done() {
             self.transfer = None;
@@ -193,12 +198,12 @@ impl<M: RemoteMessage> Lane<M> {
         })
     }
 
-    /// The receiver lets a large message go on, up to this offset.
-    pub(super) fn proceed(&mut self, sequence: u64, until: u64) {
+    /// The receiver lets a large message go on.
+    pub(super) fn proceed(&mut self, sequence: u64) {
         if sequence == self.unsent
             && let Some(transfer) = &mut self.transfer
         {
-            transfer.proceed(until);
+            transfer.proceed();
             self.call();
         }
     }

@@ -248,6 +248,12 @@ pub struct LinkRequest {
     /// For replies that come in chunks.
     #[prost(message, repeated, tag = "9")]
     pub proceeds: ::prost::alloc::vec::Vec<Proceed>,
+    /// Sent back once the frame has been read. Nought for none.
+    #[prost(uint64, tag = "10")]
+    pub mark: u64,
+    /// The last mark on the replies that has been read. Nought for no later one.
+    #[prost(uint64, tag = "11")]
+    pub read: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Open {
@@ -286,8 +292,8 @@ pub struct Run {
     pub messages: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// A part of a large message, or of a large reply to one. The first has no data
-/// and announces the size; the others follow in order as far as the other side
-/// lets them. No other message of the channel comes between them, and none comes
+/// and announces the size; the others follow in order once the other side lets
+/// them. No other message of the channel comes between them, and none comes
 /// behind them in one frame. Without data and size it says that the message is
 /// given up.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -307,15 +313,17 @@ pub struct Chunk {
     #[prost(bytes = "bytes", tag = "6")]
     pub data: ::prost::bytes::Bytes,
 }
-/// How far chunks may go on: up to this offset. Nought gives a reply up.
+/// Lets the chunks of a large message follow, for there is room for it, or those
+/// of a reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Proceed {
     #[prost(uint32, tag = "1")]
     pub channel: u32,
     #[prost(uint64, tag = "2")]
     pub sequence: u64,
-    #[prost(uint64, tag = "3")]
-    pub until: u64,
+    /// The reply is not wanted: no more of it is to come.
+    #[prost(bool, tag = "3")]
+    pub unwanted: bool,
 }
 /// A copy of a message that all receivers of a namespace get, for some of them.
 /// Whoever gets the copy hands the message over if it is among them, passes
@@ -389,6 +397,11 @@ pub struct LinkReply {
     /// For messages that come in chunks.
     #[prost(message, repeated, tag = "9")]
     pub proceeds: ::prost::alloc::vec::Vec<Proceed>,
+    /// As on the requests.
+    #[prost(uint64, tag = "10")]
+    pub mark: u64,
+    #[prost(uint64, tag = "11")]
+    pub read: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Opened {
