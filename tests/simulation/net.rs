@@ -30,7 +30,10 @@ const LINGER: Duration = Duration::from_millis(200);
 /// What comes late, by who sends it and who listens: what was said before some
 /// time, and when it arrives. Shared by all hosts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Late(Arc<Mutex<BTreeMap<(IpAddr, IpAddr), (Duration, Duration)>>>);
+pub(crate) struct Late(Arc<Mutex<BTreeMap<Way, (Duration, Duration)>>>);
+
+/// From one host to another.
+type Way = (IpAddr, IpAddr);
 
 impl Late {
     /// Keeps back, for so long, all that one has to say to the other over the
