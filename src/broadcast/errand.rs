@@ -25,7 +25,7 @@ use crate::{
 const STEP: Duration = Duration::from_millis(250);
 
 /// A process that broadcasts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     pub(super) node: NodeId,
     pub(super) boot: u64,

@@ -7,7 +7,7 @@
 //! hand over.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, Weak},
     task::Waker,
     time::Duration,
@@ -66,19 +66,19 @@ pub(super) struct State {
     /// Who receives the namespace by the view.
     pub(super) receivers: Option<Arc<Receivers>>,
     /// How the other ones are reached.
-    pub(super) routes: HashMap<NodeId, Route>,
-    pub(super) errands: HashMap<u64, Errand>,
-    pub(super) copies: HashMap<u64, Copy>,
+    pub(super) routes: BTreeMap<NodeId, Route>,
+    pub(super) errands: BTreeMap<u64, Errand>,
+    pub(super) copies: BTreeMap<u64, Copy>,
     /// The next number of an errand or a copy.
     next: u64,
     /// Through whom a receiver was reached that this node's own link does not
     /// lead to.
-    ways_round: HashMap<NodeId, NodeId>,
+    ways_round: BTreeMap<NodeId, NodeId>,
     /// How many copies a peer has of an origin and has not answered.
-    passed: HashMap<(NodeId, Source), usize>,
+    passed: BTreeMap<(NodeId, Source), usize>,
     /// How many errands there are for a link and an origin.
-    arrived: HashMap<(usize, Source), usize>,
-    pub(super) inflows: HashMap<Source, Inflow>,
+    arrived: BTreeMap<(usize, Source), usize>,
+    pub(super) inflows: BTreeMap<Source, Inflow>,
     pub(super) own: Outflow,
     tasks: VecDeque<Task>,
     /// Somebody is at work on the tasks.
@@ -127,14 +127,14 @@ impl Relay {
             this: this.clone(),
             state: Mutex::new(State {
                 receivers: None,
-                routes: HashMap::new(),
-                errands: HashMap::new(),
-                copies: HashMap::new(),
+                routes: BTreeMap::new(),
+                errands: BTreeMap::new(),
+                copies: BTreeMap::new(),
                 next: 1,
-                ways_round: HashMap::new(),
-                passed: HashMap::new(),
-                arrived: HashMap::new(),
-                inflows: HashMap::new(),
+                ways_round: BTreeMap::new(),
+                passed: BTreeMap::new(),
+                arrived: BTreeMap::new(),
+                inflows: BTreeMap::new(),
                 own: Outflow::new(),
                 tasks: VecDeque::new(),
                 working: false,
@@ -305,11 +305,10 @@ impl Relay {
     /// from here.
     pub(crate) fn broken(&self, link: &Link) {
         let mut state = self.state();
+        // In the order in which they were passed on.
         let copies = state.copies.iter();
         let lost = copies.filter(|(_, copy)| std::ptr::eq(&*copy.link, link));
-        let mut lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
-        // As they were passed on.
-        lost.sort_unstable();
+        let lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
         for number in lost {
             let Some(copy) = state.forget(number) else {
                 continue;
@@ -706,7 +705,7 @@ fn place_of(lane: &Arc<Lane>) -> usize {
     Arc::as_ptr(lane).addr()
 }
 
-fn less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: K) {
+fn less<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
     if let Some(count) = counts.get_mut(&key) {
         *count -= 1;
         if *count == 0 {

@@ -1,7 +1,7 @@
 //! What the node asks of a relay.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     future::poll_fn,
     task::Poll,
 };
@@ -17,7 +17,7 @@ use crate::{error::DeliveryError, status::BroadcastCounts, view::NodeId};
 
 impl Relay {
     /// Follows the view: who receives the namespace now, and over which links.
-    pub(crate) fn follow(&self, routes: HashMap<NodeId, Route>) {
+    pub(crate) fn follow(&self, routes: BTreeMap<NodeId, Route>) {
         let mut state = self.state();
         self.look(&mut state);
         state.routes = routes;

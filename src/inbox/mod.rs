@@ -268,6 +268,10 @@ impl<M: RemoteMessage> Channel<M> {
         state.next_id += 1;
         let handling = TaskTracker::new();
         if !state.closed {
+            if state.recipients.is_empty() {
+                // Most have one.
+                state.recipients.reserve_exact(1);
+            }
             state.recipients.push(Slot {
                 id,
                 capacity: capacity.max(1),

@@ -46,20 +46,21 @@ impl<M: RemoteMessage> Actor for Mailbox<M> {
         ctx.set_mailbox_capacity(self.capacity);
         let outbox = self.outbox.clone();
         let keep_deadlines = async move {
+            let relay = outbox.relay();
             loop {
+                let (messages, broadcasts) = (outbox.earliest(), relay.earliest());
                 tokio::select! {
-                    () = reached(outbox.earliest()) => outbox.expire(Instant::now()),
+                    () = reached(messages.into_iter().chain(broadcasts).min()) => {}
                     () = outbox.sooner() => {}
-                }
-            }
-        };
-        ctx.spawn(keep_deadlines.into_actor(self));
-        let relay = self.outbox.relay().clone();
-        let keep_deadlines = async move {
-            loop {
-                tokio::select! {
-                    () = reached(relay.earliest()) => relay.expire(Instant::now()),
                     () = relay.sooner() => {}
+                }
+                let now = Instant::now();
+                let is_due = |deadline: &Instant| *deadline <= now;
+                if messages.as_ref().is_some_and(is_due) {
+                    outbox.expire(now);
+                }
+                if broadcasts.as_ref().is_some_and(is_due) {
+                    relay.expire(now);
                 }
             }
         };

@@ -105,7 +105,8 @@ impl<M: RemoteMessage> Outbox<M> {
             state: Mutex::new(State {
                 waiting: VecDeque::new(),
                 waiting_bytes: 0,
-                lanes: Vec::new(),
+                // Of most namespaces a node has no other.
+                lanes: Vec::with_capacity(1),
                 turn: rand::random_range(0..1 << 16),
                 order: 0,
                 traffic: Traffic::default(),

@@ -1,6 +1,6 @@
 //! What the node asks of an outbox, whatever its type of message.
 
-use std::{collections::HashMap, future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::{collections::BTreeMap, future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
 use futures_util::future::join;
 
@@ -48,7 +48,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
             .filter(|_| other.is_none())
             .into_iter()
             .flat_map(|receivers| receivers.nodes.keys().copied());
-        let mut routes = HashMap::new();
+        let mut routes = BTreeMap::new();
         for node in nodes {
             if let Some(lane) = self.lane_to(&mut state, node, view) {
                 lane.agreed = true;
