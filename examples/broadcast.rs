@@ -23,15 +23,15 @@ struct Price {
 #[actix::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let first = Cluster::builder("127.0.0.1:0").start().await?;
-    let peer = [first.status().address];
-    let others = (1..8).map(|_| Cluster::builder("127.0.0.1:0").peers(peer.clone()).start());
+    let peer = [first.address()];
+    let others = (1..8).map(|_| Cluster::builder("127.0.0.1:0").peers(peer).start());
     let mut nodes = try_join_all(others).await?;
     nodes.insert(0, first);
 
     for node in &nodes {
         let mut prices = node.namespace::<Price>("prices").receiver(16);
         prices.ready().await?;
-        let name = node.status().node;
+        let name = node.node();
         actix::spawn(async move {
             while let Some(Price { item, cents }) = prices.next().await {
                 println!("{name}: {item} now costs {cents} cents");

@@ -173,7 +173,7 @@ async fn receive(sender: String) -> Outcome<()> {
 async fn send(source: Source) -> Outcome<()> {
     let cluster = node().start().await?;
     let mut receiver = Command::new(env::current_exe()?)
-        .env(SENDER, cluster.status().address)
+        .env(SENDER, cluster.address())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

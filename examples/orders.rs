@@ -141,18 +141,12 @@ impl Handler<Buy> for Shop {
 async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let start = Instant::now();
     let shop = Cluster::builder("127.0.0.1:0").start().await?;
-    let peers = [shop.status().address];
-    let north = Cluster::builder("127.0.0.1:0")
-        .peers(&peers)
-        .start()
-        .await?;
-    let south = Cluster::builder("127.0.0.1:0")
-        .peers(&peers)
-        .start()
-        .await?;
+    let peers = [shop.address()];
+    let north = Cluster::builder("127.0.0.1:0").peers(peers).start().await?;
+    let south = Cluster::builder("127.0.0.1:0").peers(peers).start().await?;
     println!("three nodes are up after {:.0?}", start.elapsed());
 
-    let mut names = BTreeMap::from([(shop.status().node, "shop")]);
+    let mut names = BTreeMap::from([(shop.node(), "shop")]);
     for (name, node) in [("north", &north), ("south", &south)] {
         let warehouse = Warehouse::<Lamp> {
             name: name.to_owned(),
@@ -161,7 +155,7 @@ async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             registration: None,
         };
         warehouse.start().send(Open).await?;
-        names.insert(node.status().node, name);
+        names.insert(node.node(), name);
     }
 
     // The shop reads what was shipped as a stream.

@@ -20,7 +20,7 @@ struct Reading {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let collector = Cluster::builder("127.0.0.1:0").start().await?;
     let station = Cluster::builder("127.0.0.1:0")
-        .peers([collector.status().address])
+        .peers([collector.address()])
         .start()
         .await?;
 

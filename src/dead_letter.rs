@@ -1,6 +1,7 @@
 //! Messages that reached nobody, for whoever wants to see them.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -36,6 +37,23 @@ pub struct DeadLetter {
     pub age: Duration,
     /// Whether somebody was waiting for the outcome, and has been told.
     pub awaited: bool,
+}
+
+/// All of it, in a line.
+impl fmt::Display for DeadLetter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            reason,
+            size,
+            age,
+            ..
+        } = self;
+        write!(
+            f,
+            "a message to {namespace}, {size} bytes, {age:.1?} old: {reason}"
+        )
+    }
 }
 
 /// The dead letters of a node as a stream, from

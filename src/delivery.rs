@@ -151,6 +151,17 @@ pub struct Transferred {
     pub size: usize,
 }
 
+impl Transferred {
+    /// How much of the message that is, from 0 to 1. Nought while its size is not
+    /// known.
+    pub fn fraction(&self) -> f64 {
+        match self.size {
+            0 => 0.0,
+            size => self.bytes as f64 / size as f64,
+        }
+    }
+}
+
 /// How a large message gets on, from [`Delivery::progress`] or
 /// [`Request::progress`]: a stream of what has been [`Transferred`].
 ///

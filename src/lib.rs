@@ -7,7 +7,7 @@
 //! none. There is no broker: every process that starts a [`Cluster`] is a peer.
 //!
 //! ```
-//! use dchan::{Cluster, Namespace, Registration, prelude::*};
+//! use dchan::{Cluster, Namespace, prelude::*};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Message, Serialize, Deserialize)]
@@ -16,14 +16,14 @@
 //!
 //! struct Warehouse {
 //!     orders: Namespace<Order>,
-//!     registration: Option<Registration>,
 //! }
 //!
 //! impl Actor for Warehouse {
 //!     type Context = Context<Self>;
 //!
 //!     fn started(&mut self, ctx: &mut Context<Self>) {
-//!         self.registration = Some(self.orders.register::<Self>(ctx));
+//!         // For as long as this actor lives.
+//!         self.orders.register::<Self>(ctx).detach();
 //!     }
 //! }
 //!
@@ -39,7 +39,7 @@
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let cluster = Cluster::builder("127.0.0.1:0").start().await?;
 //!     let orders = cluster.namespace::<Order>("orders");
-//!     Warehouse { orders: orders.clone(), registration: None }.start();
+//!     Warehouse { orders: orders.clone() }.start();
 //!
 //!     let reply = orders.send(Order { item: "a lamp".into() }).await?;
 //!     assert_eq!(reply, "a lamp is on its way");

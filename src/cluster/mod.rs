@@ -35,7 +35,7 @@ use crate::{
     namespace::{Core, Namespace},
     raft::{QUORUM_TIMEOUT, Standing},
     status::{BroadcastCounts, Status, Traffic},
-    view::{Identity, View},
+    view::{Identity, NodeId, View},
 };
 
 const LONGEST_NAME: usize = 255;
@@ -162,7 +162,7 @@ impl Cluster {
     ///
     /// let first = Cluster::builder("127.0.0.1:0").start().await?;
     /// let second = Cluster::builder("127.0.0.1:0")
-    ///     .peers([first.status().address])
+    ///     .peers([first.address()])
     ///     .start()
     ///     .await?;
     /// assert_eq!(second.status().nodes.len(), 2);
@@ -225,6 +225,18 @@ impl Cluster {
         }
         let core = self.handle.node.core(name, label)?;
         Ok(Namespace::new(core, self.handle.clone()))
+    }
+
+    /// This node, as others see it: in [`status`](Self::status), and in what
+    /// [`deliver`](Namespace::deliver) yields.
+    pub fn node(&self) -> NodeId {
+        self.handle.node.me.node
+    }
+
+    /// Where its peers reach this node, as `host:port`: the address that it
+    /// [advertises](Builder::advertise), or else the one that it listens on.
+    pub fn address(&self) -> &str {
+        &self.handle.node.me.address
     }
 
     /// What the node knows of itself and its cluster.
