@@ -3,11 +3,14 @@
 // Each test program uses some of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod address;
+
 use std::{
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+pub use address::free_address;
 use dchan::{Builder, Cluster, Namespace, Registration, prelude::*};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -26,13 +29,6 @@ pub fn trace() {
 pub fn builder() -> Builder {
     trace();
     Cluster::builder("127.0.0.1:0").join_timeout(PATIENCE)
-}
-
-/// A port that was free a moment ago, for nodes that have to know each other's
-/// addresses before they start.
-pub fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
 }
 
 /// Nodes that are started at once, each with the same list of peers.

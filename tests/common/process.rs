@@ -4,10 +4,14 @@
 // Each test program uses some of it.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+// A test program may have it twice.
+#[allow(clippy::duplicate_mod)]
+#[path = "address.rs"]
+mod address;
+
 use std::{
     env, fs,
     io::{BufRead, BufReader, Write, stdin},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -15,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use address::free_address;
 use tokio::sync::mpsc;
 
 /// Longer than anything takes on a machine that is merely busy.
@@ -142,16 +147,8 @@ impl Drop for Process {
     }
 }
 
-/// Ports that were free a moment ago, for nodes that have to know each other's
-/// addresses before they start.
 pub fn free_addresses(count: usize) -> Vec<String> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    listeners
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect()
+    (0..count).map(|_| free_address()).collect()
 }
 
 /// What this process is told on its standard input, line by line; `None` when
