@@ -69,6 +69,8 @@ struct Transfer {
     so_far: Transferred,
     /// Made when somebody wants to see it.
     watched: Option<watch::Sender<Transferred>>,
+    /// The outcome is known.
+    over: bool,
 }
 
 impl Ticket {
@@ -111,9 +113,19 @@ impl Ticket {
         }
     }
 
+    /// The outcome is known: nothing more is to be seen.
+    pub(crate) fn end(&self) {
+        let mut transfer = self.transfer();
+        transfer.over = true;
+        transfer.watched = None;
+    }
+
     fn progress(&self) -> watch::Receiver<Transferred> {
         let mut transfer = self.transfer();
         let so_far = transfer.so_far;
+        if transfer.over {
+            return watch::Sender::new(so_far).subscribe();
+        }
         let watched = transfer
             .watched
             .get_or_insert_with(|| watch::Sender::new(so_far));
@@ -135,7 +147,7 @@ impl Deref for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.transfer().watched = None;
+        self.end();
     }
 }
 

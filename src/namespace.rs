@@ -26,7 +26,8 @@ use crate::{
 /// receives, messages wait in this node's outbox.
 ///
 /// Messages from one node to one recipient are handed over in the order in
-/// which they were sent, but for those that another receiver had returned.
+/// which they were sent, but for those that another one had before, or a link
+/// that broke.
 /// None is ever delivered twice.
 ///
 /// It is cheap to clone. Clones send in the same turn.
@@ -207,8 +208,11 @@ impl<M: RemoteMessage> Namespace<M> {
     }
 
     /// Sends to every receiver, as [`broadcast`](Self::broadcast) does, but a
-    /// recipient whose queue is full misses the message: so nobody who is slow
-    /// slows the sender down. [`Reached`](crate::Reached) counts them.
+    /// recipient whose queue is full, or holds half of the builder's
+    /// [`window`](crate::Builder::window), misses the message: so nobody who is slow
+    /// slows the sender down. [`Reached`](crate::Reached) counts them. A node that
+    /// is out of reach is waited for until the cluster takes it out, like any
+    /// other.
     pub fn broadcast_lossy(&self, message: M) -> Broadcast
     where
         M: Clone,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use actix::{Addr, MailboxError};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -14,7 +15,7 @@ use tracing::{debug, info, warn};
 use crate::{
     broadcast::Relays,
     inbox::Inbox,
-    link::{Channels, Incoming, Inlets, Replies, Room},
+    link::{Channels, Incoming, Inlets, OPEN_TIMEOUT, Replies, Room},
     proto::{
         FoundReply, FoundRequest, HelloReply, HelloRequest, LinkRequest, Open, RaftReply,
         RaftRequest, SubmitReply, SubmitRequest, opened::Answer, peer_server,
@@ -104,7 +105,8 @@ impl peer_server::Peer for Server {
         request: Request<Streaming<LinkRequest>>,
     ) -> Result<Response<Replies>, Status> {
         let mut frames = request.into_inner();
-        let first = frames.message().await?;
+        let first = timeout(OPEN_TIMEOUT, frames.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("nothing opens the link"))??;
         let open = first
             .and_then(|frame| frame.open)
             .ok_or_else(|| Status::invalid_argument("the first frame has to open the link"))?;

@@ -435,6 +435,56 @@ async fn a_receiver_with_much_room_does_not_stop_a_lossy_sender_either() {
 }
 
 #[actix::test]
+async fn large_lossy_broadcasts_are_missed_by_who_is_slow_like_small_ones() {
+    let nodes = nodes(2, |_| builder().window_bytes(300 << 10)).await;
+    let stalled = nodes[1].namespace::<Blob>("blobs").receiver(100);
+    stalled.ready().await.unwrap();
+    until_received(&nodes, "blobs", 1).await;
+    let blobs = nodes[0].namespace::<Blob>("blobs");
+    let broadcast = |number| blobs.broadcast_lossy(Blob(vec![number; 64 << 10]));
+    // Half of what may be under way, in bytes, waits before it.
+    let kept = [broadcast(0), broadcast(1)];
+    for number in 2..20 {
+        assert_eq!(broadcast(number).await.unwrap().missed, 1);
+    }
+    drop(stalled);
+    for reached in kept {
+        assert_eq!(reached.await.unwrap().receivers, 1);
+    }
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn large_broadcasts_and_messages_share_a_link() {
+    let nodes = nodes(2, |_| builder()).await;
+    let mut all = nodes[1].namespace::<Blob>("all").receiver(100);
+    let mut one = nodes[1].namespace::<Event>("one").receiver(100);
+    all.ready().await.unwrap();
+    one.ready().await.unwrap();
+    until_received(&nodes, "all", 1).await;
+    until_received(&nodes, "one", 1).await;
+    let broadcasts = nodes[0].namespace::<Blob>("all");
+    let messages = nodes[0].namespace::<Event>("one");
+    let mut reached = Vec::new();
+    for number in 0..50 {
+        messages.do_send(Event(2 * number));
+        reached.push(broadcasts.broadcast(Blob(vec![number as u8; 200 << 10])));
+        messages.do_send(Event(2 * number + 1));
+    }
+    for number in 0..50 {
+        assert_eq!(all.next().await.unwrap().0[0], number);
+    }
+    for number in 0..100 {
+        assert_eq!(one.next().await, Some(Event(number)));
+    }
+    for reached in reached {
+        assert_eq!(reached.await.unwrap().confirmed, 1);
+    }
+    drop((all, one));
+    shut_down(nodes).await;
+}
+
+#[actix::test]
 async fn all_recipients_of_a_node_get_it_once_from_one_copy() {
     let nodes = nodes(2, |_| builder()).await;
     let events = nodes[1].namespace::<Event>("events");

@@ -242,6 +242,28 @@ async fn the_progress_of_a_large_message_can_be_watched_to_its_end() {
     shut_down(vec![sending, reading]).await;
 }
 
+#[actix::test]
+async fn progress_ends_with_the_outcome_whatever_that_is() {
+    let (reading, receiver, peer) = without_room().await;
+    let sending = beside(&reading, 4 * MIB).await;
+    let too_large = blobs(&sending).deliver(blob(5));
+    let steps: Vec<Transferred> = too_large.progress().collect().await;
+    assert_eq!(steps, [Transferred::default()]);
+    assert!(matches!(
+        too_large.await,
+        Err(DeliveryError::TooLarge { .. })
+    ));
+
+    let waiting = blobs(&sending).deliver(blob(2));
+    let waiting = waiting.timeout(Duration::from_millis(300));
+    let steps: Vec<Transferred> = waiting.progress().collect().await;
+    assert!(steps.iter().all(|step| step.fraction() < 1.0), "{steps:?}");
+    assert!(matches!(waiting.await, Err(DeliveryError::Timeout { .. })));
+
+    drop((peer, receiver));
+    shut_down(vec![sending, reading]).await;
+}
+
 /// Asks for a reply of so many bytes.
 #[derive(Message, Serialize, Deserialize)]
 #[rtype(result = "Filled")]

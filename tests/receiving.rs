@@ -96,6 +96,28 @@ async fn several_recipients_on_one_node_share_what_it_receives() {
 }
 
 #[actix::test]
+async fn a_recipient_that_comes_takes_what_another_one_has_no_room_for() {
+    let node = builder().start().await.unwrap();
+    let events = node.namespace::<Event>("events");
+    let mut stalled = events.receiver(2);
+    stalled.ready().await.unwrap();
+    for number in 0..5 {
+        events.do_send(Event(number));
+    }
+    let all_given = || node.status().traffic.under_way == 5;
+    until("it has two, and the others wait", all_given).await;
+    let mut other = events.receiver(2);
+    for number in 2..5 {
+        assert_eq!(other.next().await, Some(Event(number)));
+    }
+    for number in 0..2 {
+        assert_eq!(stalled.next().await, Some(Event(number)));
+    }
+    drop((stalled, other));
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
 async fn any_recipient_can_subscribe() {
     struct Tripler;
     impl Actor for Tripler {

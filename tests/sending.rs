@@ -311,6 +311,46 @@ async fn what_comes_back_after_its_deadline_is_not_offered_again() {
     shut_down(vec![first, second]).await;
 }
 
+/// Does something when it is dropped.
+#[derive(Default, Message, Serialize, Deserialize)]
+#[rtype(result = "()")]
+struct Parting {
+    #[serde(skip)]
+    last: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Drop for Parting {
+    fn drop(&mut self) {
+        if let Some(last) = self.last.take() {
+            last();
+        }
+    }
+}
+
+#[actix::test]
+async fn a_message_may_send_another_one_when_it_is_dropped() {
+    let node = builder().window(1).start().await.unwrap();
+    let partings = node.namespace::<Parting>("partings");
+    let mut receiver = partings.receiver(1);
+    receiver.ready().await.unwrap();
+    partings.do_send(Parting::default());
+    // It waits behind that one, and is given up at its deadline.
+    let namespace = partings.clone();
+    let sends = move || namespace.do_send(Parting::default());
+    let late = partings.deliver(Parting {
+        last: Some(Box::new(sends)),
+    });
+    let late = late.timeout(Duration::from_millis(50)).await;
+    assert!(
+        matches!(late, Err(DeliveryError::Timeout { .. })),
+        "{late:?}"
+    );
+    assert!(receiver.next().await.is_some());
+    assert!(receiver.next().await.is_some(), "what it sent has arrived");
+    drop((receiver, partings));
+    shut_down(vec![node]).await;
+}
+
 #[actix::test]
 async fn a_plain_recipient_sends_to_the_namespace() {
     let nodes = cluster_of(2).await;

@@ -112,9 +112,10 @@ impl Inflow {
 
     /// Gives up what is past its deadline and waits no longer where the patience
     /// is over. Returns the errands that had waited for what was given up, and
-    /// whether recipients have any of it before them.
-    pub(super) fn expire(&mut self, now: Instant) -> (Vec<u64>, bool) {
-        let (mut told, mut retract) = (Vec::new(), false);
+    /// what of it recipients have before them, for letting go of that calls the
+    /// relay.
+    pub(super) fn expire(&mut self, now: Instant) -> (Vec<u64>, Vec<Arc<Hearing>>) {
+        let (mut told, mut retract) = (Vec::new(), Vec::new());
         for (number, known) in &mut self.known {
             let Known::Awaited {
                 errands,
@@ -130,7 +131,7 @@ impl Inflow {
             match hearing.upgrade() {
                 Some(hearing) => {
                     hearing.end();
-                    retract = true;
+                    retract.push(hearing);
                 }
                 None => self.order.give_up(*number),
             }

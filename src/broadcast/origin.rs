@@ -283,7 +283,8 @@ impl Relay {
                         *hearing = Arc::downgrade(&made);
                     }
                 }
-                state.add(Task::HandOverOwn(hand_over, lossy, made));
+                let limit = self.limit(lossy, size);
+                state.add(Task::HandOverOwn(hand_over, limit, made));
             }
             false => state.add(Task::Drop(hand_over)),
         }
@@ -310,7 +311,7 @@ impl Relay {
         };
         if let Some(hearing) = hearing.upgrade() {
             hearing.end();
-            state.add(Task::Retract);
+            state.add(Task::Retract(vec![hearing]));
         }
         let reached = Reached {
             receivers,

@@ -114,8 +114,10 @@ pub(super) enum Heard {
 /// What has to be done without the lock.
 pub(super) enum Task {
     HandOver(Arc<Letter>, Arc<Hearing>),
-    HandOverOwn(HandOver, bool, Arc<Hearing>),
-    Retract,
+    HandOverOwn(HandOver, Option<usize>, Arc<Hearing>),
+    /// The last hold on one of these may be this one, and letting go of it calls
+    /// the relay.
+    Retract(Vec<Arc<Hearing>>),
     /// It may hold a user's messages.
     Drop(HandOver),
 }
@@ -420,6 +422,10 @@ impl Relay {
             return Err(part);
         };
         let letter = &errand.letter;
+        let passed = state.passed.get(&(to, letter.origin)).copied();
+        if passed.unwrap_or_default() >= MOST_PASSED {
+            return Err(part);
+        }
         let number = state.next;
         let copy = letter.copy(route.channel, number, &part);
         let link = route.link.clone();
@@ -605,22 +611,25 @@ impl Relay {
         let audience = &self.place.audience;
         match task {
             Task::HandOver(letter, hearing) => {
-                let limit = self.limit(letter.lossy);
+                let limit = self.limit(letter.lossy, letter.message.len());
                 audience.hand_over(&letter.message, limit, hearing);
             }
-            Task::HandOverOwn(hand_over, lossy, hearing) => {
-                hand_over(self.limit(lossy), hearing);
+            Task::HandOverOwn(hand_over, limit, hearing) => hand_over(limit, hearing),
+            Task::Retract(over) => {
+                audience.retract();
+                drop(over);
             }
-            Task::Retract => audience.retract(),
             Task::Drop(copies) => drop(copies),
         }
     }
 
     /// How many messages a recipient may have before it when it gets a lossy
-    /// broadcast. Half a window, so that recipients with more room do not stop
-    /// the sender.
-    fn limit(&self, lossy: bool) -> Option<usize> {
-        lossy.then(|| self.place.window.div_ceil(2))
+    /// broadcast of this size. Half a window of them, in messages and in bytes, so
+    /// that recipients with more room do not stop the sender.
+    pub(super) fn limit(&self, lossy: bool, size: usize) -> Option<usize> {
+        let messages = self.place.window.div_ceil(2);
+        let of_this_size = self.place.window_bytes / 2 / size.max(1);
+        lossy.then(|| messages.min(of_this_size.max(1)))
     }
 
     /// The next instant at which `expire` has something to do.

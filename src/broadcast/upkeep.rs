@@ -134,13 +134,13 @@ impl Relay {
         self.hand_back_all(state, |due| due <= now);
 
         let origins: Vec<Source> = state.inflows.keys().copied().collect();
-        let mut retract = false;
+        let mut retract = Vec::new();
         for origin in origins {
             let Some(inflow) = state.inflows.get_mut(&origin) else {
                 continue;
             };
             let (told, some) = inflow.expire(now);
-            retract |= some;
+            retract.extend(some);
             if inflow.is_over(now) {
                 state.inflows.remove(&origin);
             }
@@ -152,8 +152,8 @@ impl Relay {
             }
             self.hand_over(state, origin);
         }
-        if retract {
-            state.add(Task::Retract);
+        if !retract.is_empty() {
+            state.add(Task::Retract(retract));
         }
         if state.detour.is_some_and(|detour| detour <= now) {
             state.detour = None;

@@ -317,6 +317,33 @@ impl Drop for Running {
     }
 }
 
+impl Node {
+    /// Tells the links and the outboxes of a new view. The namespaces are held all
+    /// the while, so that one which is opened meanwhile makes no link by the
+    /// earlier view that is not told of this one.
+    fn follow(&self, before: &View, view: &View) {
+        let namespaces = self.namespaces();
+        self.links.follow(|peer: NodeId| {
+            let member = view.nodes.get(&peer)?;
+            Some(Target {
+                address: member.address.clone(),
+                boot: member.boot,
+            })
+        });
+        for (name, entry) in &namespaces.by_name {
+            let (old, new) = (before.receivers.get(name), view.receivers.get(name));
+            let same = match (old, new) {
+                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                entry.outbox.follow(view);
+            }
+        }
+    }
+}
+
 /// Follows the view: tells the links where their peers are and the outboxes who
 /// receives, and a person what has changed.
 async fn follow(node: Arc<Node>, connections: Connections) {
@@ -332,27 +359,7 @@ async fn follow(node: Arc<Node>, connections: Connections) {
                 .any(|member| *member.address == *address);
             of_member || node.settings.peers.iter().any(|peer| peer == address)
         });
-        node.links.follow(|peer: NodeId| {
-            let member = view.nodes.get(&peer)?;
-            Some(Target {
-                address: member.address.clone(),
-                boot: member.boot,
-            })
-        });
-        {
-            let namespaces = node.namespaces();
-            for (name, entry) in &namespaces.by_name {
-                let (old, new) = (before.receivers.get(name), view.receivers.get(name));
-                let same = match (old, new) {
-                    (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-                    (None, None) => true,
-                    _ => false,
-                };
-                if !same {
-                    entry.outbox.follow(&view);
-                }
-            }
-        }
+        node.follow(&before, &view);
         before = view;
         tokio::select! {
             changed = agreed.changed() => if changed.is_err() { break },

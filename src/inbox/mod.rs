@@ -281,7 +281,10 @@ impl<M: RemoteMessage> Channel<M> {
             });
         }
         let first = state.recipients.len() == 1;
+        // What the others have no room for.
+        let wakers = state.distribute();
         drop(state);
+        wakers.into_iter().for_each(Waker::wake);
         if first {
             self.tell_origins();
         }
@@ -464,7 +467,7 @@ impl<M: RemoteMessage> State<M> {
     fn distribute(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
         let count = self.recipients.len();
-        while !self.backlog.is_empty() {
+        while count > 0 && !self.backlog.is_empty() {
             let ready = (self.turn..self.turn + count)
                 .map(|turn| turn % count)
                 .find(|index| {

@@ -4,6 +4,7 @@
 use std::{collections::HashMap, future::pending, sync::Arc};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     INLINE_BYTES, Incoming, Inlets, Lane, Verdict,
@@ -13,8 +14,10 @@ use super::{
 };
 use crate::proto::{self, LinkRequest};
 
-/// How many namespaces one peer may send to.
+/// How many namespaces one peer may send to, and how long their names and labels
+/// may be together, in bytes.
 const MAX_CHANNELS: usize = 1 << 16;
+const MAX_NAMES: usize = 512 * MAX_CHANNELS;
 
 /// What is wrong with a frame, so that the link has to end.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,7 @@ pub(crate) enum ProtocolError {
     SecondChannel { channel: u32 },
     #[error("{problem} on the channel {channel}")]
     Broadcast { channel: u32, problem: &'static str },
-    #[error("more than {MAX_CHANNELS} channels")]
+    #[error("more than {MAX_CHANNELS} channels, or {MAX_NAMES} bytes of names")]
     TooManyChannels,
     #[error("a message of {size} bytes that did not come in chunks")]
     NotInChunks { size: usize },
@@ -50,6 +53,8 @@ pub(crate) struct Channels<Find> {
     known: HashMap<u32, Option<Leads>>,
     /// The channel of each namespace.
     by_namespace: HashMap<String, u32>,
+    /// What all names and labels take.
+    names: usize,
     /// The largest message, in bytes.
     max_message: usize,
     /// By channel: the large message that is coming in.
@@ -65,6 +70,8 @@ struct Arriving {
     ask: bool,
     /// `None` until there is room for it.
     assembly: Option<(Assembly, Taken)>,
+    /// Dropped with it, this ends the wait for room.
+    _wait: DropGuard,
 }
 
 /// Room for the message with this number, of this size, on this channel.
@@ -92,6 +99,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
             find,
             known: HashMap::new(),
             by_namespace: HashMap::new(),
+            names: 0,
             max_message,
             arriving: HashMap::new(),
             room,
@@ -204,10 +212,12 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
             lane.settle(sequence, Verdict::Rejected(reason));
             return Ok(());
         }
+        let given_up = CancellationToken::new();
         let arriving = Arriving {
             sequence,
             ask,
             assembly: None,
+            _wait: given_up.clone().drop_guard(),
         };
         if self.arriving.insert(channel, arriving).is_some() {
             return Err(ProtocolError::InTheMidst { channel });
@@ -222,6 +232,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
             Some(taken) => self.admit(admission(Some(taken))),
             None => {
                 let taken = self.room.take(size);
+                let taken = async move { given_up.run_until_cancelled(taken).await.flatten() };
                 self.admissions.push(Box::pin(taken.map(admission)));
             }
         }
@@ -257,11 +268,15 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
 
     fn declare(&mut self, channel: proto::Channel) -> Result<(), ProtocolError> {
         let known = self.by_namespace.entry(channel.namespace.clone());
-        if *known.or_insert(channel.id) != channel.id {
+        let known = known.or_insert_with(|| {
+            self.names += channel.namespace.len() + channel.label.len();
+            channel.id
+        });
+        if *known != channel.id {
             let channel = channel.id;
             return Err(ProtocolError::SecondChannel { channel });
         }
-        if self.by_namespace.len() > MAX_CHANNELS {
+        if self.by_namespace.len() > MAX_CHANNELS || self.names > MAX_NAMES {
             return Err(ProtocolError::TooManyChannels);
         }
         let target = (self.find)(&channel.namespace).map(|inlets| {

@@ -22,6 +22,11 @@ use crate::{
     view::NodeId,
 };
 
+/// While so many bytes of replies wait for the peer to read them, verdicts wait
+/// as well, where they can, and with them the credit for more messages. As much as
+/// a peer may have put together by default.
+const WAITING_BYTES: usize = 128 << 20;
+
 /// Where the messages of one namespace go on this node.
 pub(crate) trait Inlet: Send + Sync {
     /// Starts to grant to a channel of a link.
@@ -57,6 +62,8 @@ struct Shared {
     /// Replies that go in chunks, one after the other, with their channels and
     /// numbers.
     large: VecDeque<(u32, u64, Sending)>,
+    /// What all of these have that is not sent, in bytes.
+    waiting: usize,
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
@@ -202,7 +209,13 @@ impl Incoming {
         let of =
             |large: &(u32, u64, Sending)| (large.0, large.1) == (proceed.channel, proceed.sequence);
         self.say(|shared| match proceed.unwanted {
-            true => shared.large.retain(|large| !of(large)),
+            true => {
+                if let Some(place) = shared.large.iter().position(of)
+                    && let Some((.., reply)) = shared.large.remove(place)
+                {
+                    shared.waiting -= reply.size() - reply.sent();
+                }
+            }
             false => {
                 if let Some((.., reply)) = shared.large.iter_mut().find(|large| of(large)) {
                     reply.proceed();
@@ -278,17 +291,22 @@ impl Lane {
         let channel = self.channel;
         self.incoming.say(|shared| match result {
             reply::Result::Value(value) if value.len() > INLINE_BYTES => {
+                shared.waiting += value.len();
                 let mut reply = Sending::new(value);
                 if self.incoming.is_over() {
                     reply.proceed();
                 }
                 shared.large.push_back((channel, sequence, reply));
             }
-            result => shared.replies.push(proto::Reply {
-                channel,
-                sequence,
-                result: Some(result),
-            }),
+            result => {
+                let reply = proto::Reply {
+                    channel,
+                    sequence,
+                    result: Some(result),
+                };
+                shared.waiting += size_of_reply(&reply);
+                shared.replies.push(reply);
+            }
         });
     }
 
@@ -308,7 +326,7 @@ impl Shared {
         let large = self.large.front().is_some_and(|(.., large)| !large.waits());
         self.answer.is_none()
             && self.grants.is_empty()
-            && self.verdicts.is_empty()
+            && (self.verdicts.is_empty() || self.verdicts_wait())
             && self.proceeds.is_empty()
             && self.confirmations.is_empty()
             && self.read == 0
@@ -316,11 +334,31 @@ impl Shared {
             && (!large || self.pace.chunk() == 0)
     }
 
+    /// Whether the peer has been told the verdict on a message, which it has to
+    /// hear before the reply.
+    fn is_told(&self, channel: u32, sequence: u64) -> bool {
+        !self.verdicts.iter().any(|verdict| {
+            let range = verdict.first..verdict.first + verdict.count;
+            verdict.channel == channel && range.contains(&sequence)
+        })
+    }
+
+    /// Whether verdicts wait until fewer replies do: as long as these can go
+    /// without them.
+    fn verdicts_wait(&self) -> bool {
+        let small = self.replies.first();
+        let large = self.large.front();
+        self.waiting > WAITING_BYTES
+            && small.is_none_or(|reply| self.is_told(reply.channel, reply.sequence))
+            && large.is_none_or(|(channel, sequence, _)| self.is_told(*channel, *sequence))
+    }
+
     /// The next part of the large reply whose turn it is.
     fn chunk(&mut self) -> Option<proto::Chunk> {
         let room = self.pace.chunk();
         let (channel, sequence, reply) = self.large.front_mut().filter(|_| room > 0)?;
         let (offset, data) = reply.next(room)?;
+        self.waiting -= data.len();
         let chunk = proto::Chunk {
             channel: *channel,
             sequence: *sequence,
@@ -359,24 +397,26 @@ impl Shared {
     fn take_replies(&mut self) -> (Vec<proto::Reply>, usize) {
         let (mut count, mut bytes) = (0, 0);
         for reply in &self.replies {
-            let size = match &reply.result {
-                Some(reply::Result::Value(value)) => value.len(),
-                Some(reply::Result::None(reason)) => reason.len(),
-                None => 0,
-            };
+            let size = size_of_reply(reply);
             // One goes in any case.
-            if count > 0 && bytes + MESSAGE_OVERHEAD + size > FRAME_BYTES {
+            let full = count > 0 && bytes + size > FRAME_BYTES;
+            if full || !self.is_told(reply.channel, reply.sequence) {
                 break;
             }
-            bytes += MESSAGE_OVERHEAD + size;
+            bytes += size;
             count += 1;
         }
+        self.waiting -= bytes;
         (self.replies.drain(..count).collect(), bytes)
     }
 
     fn frame(&mut self) -> LinkReply {
+        let verdicts = match self.verdicts_wait() {
+            true => Vec::new(),
+            false => std::mem::take(&mut self.verdicts),
+        };
         // A peer that reads no verdicts gets no credit by them.
-        for verdict in &self.verdicts {
+        for verdict in &verdicts {
             if let Some(under_way) = self.under_way.get_mut(&verdict.channel) {
                 under_way.messages = under_way.messages.saturating_sub(verdict.count);
             }
@@ -386,7 +426,7 @@ impl Shared {
                 answer: answer.into(),
             }),
             grants: std::mem::take(&mut self.grants),
-            verdicts: std::mem::take(&mut self.verdicts),
+            verdicts,
             proceeds: std::mem::take(&mut self.proceeds),
             confirmations: std::mem::take(&mut self.confirmations),
             read: std::mem::take(&mut self.read),
@@ -402,6 +442,16 @@ impl Shared {
         frame.mark = self.pace.wrote(bytes, frame.replies.is_empty());
         frame
     }
+}
+
+/// What a reply takes in a frame, at the most.
+fn size_of_reply(reply: &proto::Reply) -> usize {
+    MESSAGE_OVERHEAD
+        + match &reply.result {
+            Some(reply::Result::Value(value)) => value.len(),
+            Some(reply::Result::None(reason)) => reason.len(),
+            None => 0,
+        }
 }
 
 /// The frames that go back on a link. Each takes what has gathered when it is
@@ -431,5 +481,56 @@ impl Stream for Replies {
 impl Drop for Replies {
     fn drop(&mut self) {
         self.incoming.over.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_wait_while_many_replies_do_and_come_before_their_own() {
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let lane = Lane::new(incoming.clone(), 0, "T".into());
+        let frame = || {
+            let frame = incoming.shared().frame();
+            incoming.marks(0, frame.mark).unwrap();
+            frame
+        };
+        let value = Bytes::from(vec![0; INLINE_BYTES]);
+        let many = 2 * (WAITING_BYTES / INLINE_BYTES) as u64;
+        for sequence in 0..many {
+            lane.settle(sequence, Verdict::Accepted);
+        }
+        assert_eq!(frame().verdicts[0].count, many);
+        for sequence in 0..many {
+            lane.reply(sequence, Ok(value.clone()));
+        }
+        lane.settle(many, Verdict::Accepted);
+        lane.reply(many, Ok(value.clone()));
+
+        let (mut replies, mut told) = (0, None);
+        while !incoming.shared().is_idle() {
+            let frame = frame();
+            if !frame.verdicts.is_empty() {
+                told = Some(replies);
+            }
+            replies += frame.replies.len() as u64;
+        }
+        assert_eq!(replies, many + 1);
+        let told = told.unwrap();
+        assert!((many / 3..=many).contains(&told), "after {told} replies");
+        assert_eq!(incoming.shared().waiting, 0);
+    }
+
+    #[test]
+    fn verdicts_wait_for_no_reply_of_their_own() {
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let lane = Lane::new(incoming.clone(), 0, "T".into());
+        lane.settle(0, Verdict::Accepted);
+        lane.reply(0, Ok(Bytes::from(vec![0; 2 * WAITING_BYTES])));
+        let frame = incoming.shared().frame();
+        assert_eq!(frame.verdicts.len(), 1);
+        assert_eq!(frame.chunks.len(), 1, "it is announced");
     }
 }

@@ -19,7 +19,7 @@ mod writer;
 
 use bytes::Bytes;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub(crate) use self::{
     channels::Channels,
@@ -31,6 +31,8 @@ pub(crate) use self::{
 
 use crate::proto;
 
+/// How long either side waits for the other's first frame.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame holds this much, or one larger message. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
 /// What a message takes in a frame beside its own bytes, at the most.

@@ -17,7 +17,7 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use super::{
-    BroadcastFeedback, Feedback, Verdict,
+    BroadcastFeedback, Feedback, OPEN_TIMEOUT, Verdict,
     pace::UnknownMark,
     transfer::{Assembly, ChunkError},
     writer::{Broadcast, Channel, Shared, Writer},
@@ -33,8 +33,6 @@ use crate::{
 /// longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How long the peer may take to answer the first frame.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a peer that leaves may take to answer what it was sent.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -150,9 +150,11 @@ impl Writer {
             };
             let chunk = shared.pace.chunk();
             drop(shared);
+            // A broadcast may have taken more than there was.
+            let room = FRAME_BYTES.saturating_sub(bytes);
             let Some(load) = mailbox
                 .upgrade()
-                .and_then(|mailbox| mailbox.take(FRAME_BYTES - bytes, chunk))
+                .and_then(|mailbox| mailbox.take(room, chunk))
             else {
                 continue;
             };

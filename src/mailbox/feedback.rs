@@ -9,7 +9,7 @@ use super::{
     outbox::{Outbox, State},
 };
 use crate::{
-    delivery::{Reply, Waiter},
+    delivery::Reply,
     error::DeliveryError,
     inbox::Origin,
     link::{Feedback, Load, Verdict},
@@ -56,11 +56,11 @@ impl<M: RemoteMessage> LaneEnd<M> {
     fn settle(&self, first: u64, count: u64, verdict: Verdict) {
         self.report(|outbox, state, lane| {
             let sequences = first..first.saturating_add(count);
-            let State { lanes, traffic, .. } = state;
+            let State { lanes, account, .. } = state;
             match verdict {
                 Verdict::Accepted => {
                     lanes[lane].settle(sequences, |lane, sequence, parcel| {
-                        lane.accepted(sequence, parcel, traffic);
+                        lane.accepted(sequence, parcel, &mut account.traffic);
                     });
                 }
                 Verdict::Returned => {
@@ -74,7 +74,7 @@ impl<M: RemoteMessage> LaneEnd<M> {
                     lanes[lane].settle(sequences, |_, _, mut parcel| {
                         let reason = reason.clone();
                         let error = DeliveryError::Rejected { reason };
-                        outbox.fail(traffic, &mut parcel, error);
+                        account.fail(&mut parcel, error);
                     });
                 }
             }
@@ -82,22 +82,17 @@ impl<M: RemoteMessage> LaneEnd<M> {
     }
 
     fn answered(&self, sequence: u64, reply: impl FnOnce(NodeId) -> Result<Reply<M>, String>) {
-        self.report(|outbox, state, lane| {
+        self.report(|_, state, lane| {
             let lane = &mut state.lanes[lane];
             let node = lane.node;
             let Some(mut parcel) = lane.asking.remove(&sequence) else {
                 return;
             };
             match reply(node) {
-                Ok(reply) => {
-                    state.traffic.handled += 1;
-                    if let Waiter::Handled(waiter) = parcel.waiter {
-                        let _ = waiter.send(Ok(reply));
-                    }
-                }
+                Ok(reply) => state.account.handled(parcel.waiter, reply),
                 Err(reason) => {
                     let error = DeliveryError::Lost { node, reason };
-                    outbox.fail(&mut state.traffic, &mut parcel, error);
+                    state.account.fail(&mut parcel, error);
                 }
             }
         });
@@ -138,7 +133,7 @@ impl<M: RemoteMessage> Feedback for LaneEnd<M> {
             for mut parcel in lost {
                 let reason = "the link broke".to_owned();
                 let error = DeliveryError::Lost { node, reason };
-                outbox.fail(&mut state.traffic, &mut parcel, error);
+                state.account.fail(&mut parcel, error);
             }
             for parcel in unsent {
                 outbox.offer_again(state, parcel);

@@ -4,6 +4,7 @@
 //! is its actor, on the node's own arbiter: it keeps the deadlines, and it is
 //! what a plain `Recipient<M>` of the namespace leads to.
 
+mod account;
 mod feedback;
 mod lane;
 mod outbox;

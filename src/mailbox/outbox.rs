@@ -12,6 +12,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -19,9 +20,9 @@ use std::{
 
 use actix::prelude::SendError;
 use tokio::{sync::Notify, time::Instant};
-use tracing::{debug, warn};
 
 use super::{
+    account::Account,
     feedback::LaneEnd,
     lane::{Lane, Route},
     parcel::{Parcel, Unsent},
@@ -29,13 +30,12 @@ use super::{
 };
 use crate::{
     broadcast::Relay,
-    dead_letter::{DeadLetter, DeadLetterOffice},
+    dead_letter::DeadLetterOffice,
     delivery::{Delivery, Held, Request, Ticket, Timekeeper, Waiter},
     error::DeliveryError,
     inbox::{Arrived, Channel},
     link::Links,
     message::{Body, RemoteMessage},
-    status::Traffic,
     view::NodeId,
 };
 
@@ -84,8 +84,7 @@ pub(super) struct State<M: RemoteMessage> {
     turn: usize,
     /// The number of the next message.
     order: u64,
-    /// What has become of the messages, but for those that are here.
-    pub(super) traffic: Traffic,
+    pub(super) account: Account<M>,
     /// The label of the type that the cluster receives, if it is another one.
     pub(super) other_label: Option<Arc<str>>,
     /// No deadline passes before this instant.
@@ -109,7 +108,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 lanes: Vec::with_capacity(1),
                 turn: rand::random_range(0..1 << 16),
                 order: 0,
-                traffic: Traffic::default(),
+                account: Account::new(),
                 other_label: None,
                 earliest: None,
                 wakers: Vec::new(),
@@ -124,10 +123,12 @@ impl<M: RemoteMessage> Outbox<M> {
         outbox
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State<M>> {
-        self.state
-            .lock()
-            .expect("no panic while messages are routed")
+    pub(super) fn state(&self) -> Locked<'_, M> {
+        let state = self.state.lock();
+        Locked {
+            place: &self.place,
+            state: Some(state.expect("no panic while messages are routed")),
+        }
     }
 
     fn limits(&self) -> &Limits {
@@ -199,8 +200,8 @@ impl<M: RemoteMessage> Outbox<M> {
     /// Counts a message as sent that was not even taken in.
     fn bury(&self, mut parcel: Parcel<M>, error: DeliveryError) {
         let mut state = self.state();
-        state.traffic.sent += 1;
-        self.fail(&mut state.traffic, &mut parcel, error);
+        state.account.traffic.sent += 1;
+        state.account.fail(&mut parcel, error);
     }
 
     /// What sends the broadcasts of the namespace.
@@ -254,7 +255,7 @@ impl<M: RemoteMessage> Outbox<M> {
                     parcel.order = state.next_order();
                     match self.hand_over(&mut state, lane, parcel) {
                         Ok(()) => {
-                            state.traffic.sent += 1;
+                            state.account.traffic.sent += 1;
                             return Ok(());
                         }
                         // The lane is not ready after all: look again.
@@ -267,7 +268,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 None if encoded || state.may_stay() => {
                     parcel.order = state.next_order();
                     self.note_deadline(&mut state, &parcel);
-                    state.traffic.sent += 1;
+                    state.account.traffic.sent += 1;
                     state.waiting_bytes += parcel.size;
                     state.waiting.push_back(parcel);
                     return Ok(());
@@ -330,7 +331,7 @@ impl<M: RemoteMessage> Outbox<M> {
             if !state.lanes[lane].is_local()
                 && let Err(error) = parcel.encode(self.limits().max_message)
             {
-                self.fail(&mut state.traffic, &mut parcel, error);
+                state.account.fail(&mut parcel, error);
                 continue;
             }
             if let Err(parcel) = self.hand_over(state, lane, parcel) {
@@ -350,7 +351,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 waited: parcel.timeout(default),
                 maybe_delivered: false,
             };
-            self.fail(&mut state.traffic, &mut parcel, error);
+            state.account.fail(&mut parcel, error);
             return;
         }
         self.note_deadline(state, &parcel);
@@ -363,30 +364,6 @@ impl<M: RemoteMessage> Outbox<M> {
             state.earliest = Some(expires);
             self.sooner.notify_one();
         }
-    }
-
-    /// Counts and tells that a message was neither handled nor accepted, unless
-    /// that has been done.
-    pub(super) fn fail(&self, traffic: &mut Traffic, parcel: &mut Parcel<M>, error: DeliveryError) {
-        if std::mem::replace(&mut parcel.failed, true) {
-            return;
-        }
-        traffic.count(&error);
-        let (node, namespace) = (self.place.node, &self.place.namespace);
-        let (bytes, age, awaited) = (parcel.size, parcel.sent.elapsed(), parcel.is_awaited());
-        match awaited {
-            true => debug!(%node, %namespace, %error, bytes, ?age, "a message failed"),
-            // This is all that is heard of it.
-            false => warn!(%node, %namespace, reason = %error, bytes, ?age, "dead letter"),
-        }
-        self.place.dead_letters.publish(|| DeadLetter {
-            namespace: namespace.clone(),
-            reason: error.clone(),
-            size: bytes,
-            age,
-            awaited,
-        });
-        std::mem::replace(&mut parcel.waiter, Waiter::None).fail(error);
     }
 
     pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
@@ -434,7 +411,7 @@ impl<M: RemoteMessage> Outbox<M> {
                     maybe_delivered: false,
                 },
             };
-            self.fail(&mut state.traffic, &mut parcel, error);
+            state.account.fail(&mut parcel, error);
         }
         let late = |parcel: &Parcel<M>| DeliveryError::Timeout {
             waited: parcel.timeout(default),
@@ -447,26 +424,58 @@ impl<M: RemoteMessage> Outbox<M> {
                     waited: parcel.timeout(default),
                     maybe_delivered: false,
                 };
-                self.fail(&mut state.traffic, &mut parcel, error);
+                state.account.fail(&mut parcel, error);
             }
             for parcel in lane.sent_mut() {
                 if parcel.is_awaited() && !keep(parcel) {
                     // Should it come back, it is not offered again.
                     let error = late(parcel);
-                    self.fail(&mut state.traffic, parcel, error);
+                    state.account.fail(parcel, error);
                 }
             }
             lane.asking.retain(|_, parcel| {
                 let kept = keep(parcel);
                 if !kept {
                     let error = late(parcel);
-                    self.fail(&mut state.traffic, parcel, error);
+                    state.account.fail(parcel, error);
                 }
                 kept
             });
         }
         state.earliest = earliest;
         self.pump(state);
+    }
+}
+
+/// The state under the lock. What has to be done without it is done when it is
+/// let go.
+pub(super) struct Locked<'a, M: RemoteMessage> {
+    place: &'a Place<M>,
+    /// Until it is dropped.
+    state: Option<MutexGuard<'a, State<M>>>,
+}
+
+impl<M: RemoteMessage> Deref for Locked<'_, M> {
+    type Target = State<M>;
+
+    fn deref(&self) -> &State<M> {
+        self.state.as_deref().expect("it is not dropped yet")
+    }
+}
+
+impl<M: RemoteMessage> DerefMut for Locked<'_, M> {
+    fn deref_mut(&mut self) -> &mut State<M> {
+        self.state.as_deref_mut().expect("it is not dropped yet")
+    }
+}
+
+impl<M: RemoteMessage> Drop for Locked<'_, M> {
+    fn drop(&mut self) {
+        let later = std::mem::take(&mut self.account.later);
+        self.state = None;
+        for later in later {
+            later.run(self.place);
+        }
     }
 }
 

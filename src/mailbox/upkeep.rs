@@ -67,7 +67,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         if let Some(theirs) = state.other_label.clone() {
             while let Some(mut parcel) = state.pop_waiting() {
                 let error = self.other_type(&theirs);
-                self.fail(&mut state.traffic, &mut parcel, error);
+                state.account.fail(&mut parcel, error);
             }
         }
         self.pump(&mut state);
@@ -105,14 +105,14 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         let mut waiting = 0;
         while let Some(mut parcel) = state.pop_waiting() {
             waiting += 1;
-            self.fail(&mut state.traffic, &mut parcel, DeliveryError::Closed);
+            state.account.fail(&mut parcel, DeliveryError::Closed);
         }
         let mut under_way = 0;
         for mut lane in std::mem::take(&mut state.lanes) {
             let Cut { unsent, lost } = lane.cut();
             for mut parcel in unsent {
                 waiting += 1;
-                self.fail(&mut state.traffic, &mut parcel, DeliveryError::Closed);
+                state.account.fail(&mut parcel, DeliveryError::Closed);
             }
             for mut parcel in lost {
                 under_way += usize::from(!parcel.failed);
@@ -121,7 +121,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
                     node: lane.node,
                     reason,
                 };
-                self.fail(&mut state.traffic, &mut parcel, error);
+                state.account.fail(&mut parcel, error);
             }
         }
         self.pump(&mut state);
@@ -136,7 +136,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         Traffic {
             waiting: state.waiting.len() as u64,
             under_way: pending as u64,
-            ..state.traffic
+            ..state.account.traffic
         }
     }
 
