@@ -32,6 +32,8 @@ pub(crate) struct Server {
     pub(crate) max_message: usize,
     /// For large messages that are being put together.
     pub(crate) room: Room,
+    /// For broadcasts.
+    pub(crate) broadcast_room: Room,
     pub(crate) relays: Arc<Relays>,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
@@ -156,7 +158,8 @@ impl Server {
     fn follow(&self, incoming: Arc<Incoming>, mut frames: Streaming<LinkRequest>) {
         let (inbox, relays) = (self.inbox.clone(), self.relays.clone());
         let (me, stop) = (self.me.node, self.stop.clone());
-        let (max_message, room) = (self.max_message, self.room.of_peer());
+        let max_message = self.max_message;
+        let (room, broadcast_room) = (self.room.of_peer(), self.broadcast_room.of_peer());
         self.tasks.spawn(async move {
             let peer = incoming.peer;
             let find = |name: &str| {
@@ -165,7 +168,8 @@ impl Server {
                     broadcasts: relays.inlet(name)?,
                 })
             };
-            let mut channels = Channels::new(incoming.clone(), find, max_message, room);
+            let mut channels =
+                Channels::new(incoming.clone(), find, max_message, room, broadcast_room);
             loop {
                 let frame = tokio::select! {
                     frame = frames.message() => frame,

@@ -836,6 +836,31 @@ fn copy(node: &Cluster, sequence: u8, behind: u64) -> Broadcast {
 }
 
 #[actix::test]
+async fn a_node_hands_back_the_copies_that_it_has_no_room_for() {
+    let node = builder().start().await.unwrap();
+    let stalled = node.namespace::<Event>("events").receiver(1);
+    stalled.ready().await.unwrap();
+    let mut peer = Peer::open(&node, "Event").await;
+    // Held are 64 MiB of a peer.
+    for number in 1..=100 {
+        peer.pass_on(vec![Broadcast {
+            message: vec![0xc1; 1 << 20].into(),
+            ..copy(&node, number, 0)
+        }]);
+    }
+    for answer in peer.answers(36).await {
+        assert_eq!((answer.late, answer.done), (true, true), "{answer:?}");
+        assert_eq!(answer.returned, [node.node().get()]);
+    }
+    // What is settled makes room.
+    drop(stalled);
+    peer.answers(64).await;
+    peer.pass_on(vec![copy(&node, 101, 0)]);
+    assert!(!peer.answers(1).await[0].late);
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
 async fn copies_that_come_twice_or_early_are_handed_over_once_and_in_order() {
     let node = builder().start().await.unwrap();
     let seen = collect_on(std::slice::from_ref(&node), "events")

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     delivery::{Reached, Ticket, far},
     error::DeliveryError,
-    link::{Lane, Link},
+    link::{Lane, Link, Taken},
     proto,
     view::NodeId,
 };
@@ -45,12 +45,15 @@ pub(super) struct Letter {
     pub(super) patience: Instant,
     /// Empty where only the origin's own node receives.
     pub(super) message: Bytes,
+    /// For one that comes from a peer.
+    pub(super) _room: Option<Taken>,
 }
 
 impl Letter {
     /// Reads what a peer sent. `None` if it makes no sense.
     pub(super) fn read(
         broadcast: proto::Broadcast,
+        room: Option<Taken>,
         now: Instant,
     ) -> Option<(Self, Vec<Addressee>)> {
         let sequence = broadcast.sequence;
@@ -84,6 +87,7 @@ impl Letter {
             deadline: Ticket::new(now, remaining),
             patience: far(now, patience),
             message: broadcast.message,
+            _room: room,
         };
         Some((letter, addressees))
     }

@@ -41,7 +41,7 @@ use std::{
 
 pub(crate) use self::relay::{Place, Relay, Route};
 use crate::{
-    link::{BroadcastFeedback, BroadcastInlet, Lane, Link},
+    link::{Bounds, BroadcastFeedback, BroadcastInlet, Lane, Link, Taken},
     proto,
 };
 
@@ -52,6 +52,13 @@ pub(crate) const MOST_UNDER_WAY: usize = 1024;
 /// The largest message that is broadcast, encoded, in bytes: it travels whole,
 /// and is not to hold up the others on its links for long.
 pub(crate) const LARGEST: usize = 1 << 20;
+
+/// What a node holds of others' broadcasts until they are settled. It hands back
+/// what it has no room for, and their origins try again.
+pub(crate) const ROOM: Bounds = Bounds {
+    per_peer: 64 << 20,
+    per_node: 256 << 20,
+};
 
 /// How many copies from one origin a node passes to one peer before they are
 /// answered. More than are under way, for when something breaks a peer may be
@@ -122,7 +129,12 @@ impl BroadcastInlet for Relay {
         Relay::attached(self);
     }
 
-    fn arrived(&self, lane: &Arc<Lane>, broadcast: proto::Broadcast) -> Result<(), &'static str> {
-        Relay::arrived(self, lane, broadcast)
+    fn arrived(
+        &self,
+        lane: &Arc<Lane>,
+        broadcast: proto::Broadcast,
+        room: Option<Taken>,
+    ) -> Result<(), &'static str> {
+        Relay::arrived(self, lane, broadcast, room)
     }
 }

@@ -256,6 +256,7 @@ impl Relay {
             deadline: deadline.clone(),
             patience,
             message: message.unwrap_or_default(),
+            _room: None,
         };
         let answer = Answer::Sender {
             waiter,

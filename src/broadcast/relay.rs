@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     delivery::Timekeeper,
-    link::{Lane, Link},
+    link::{Lane, Link, Taken},
     proto,
     status::BroadcastCounts,
     view::{NodeId, Receivers, View},
@@ -170,20 +170,22 @@ impl Relay {
 
     // What the links and the recipients call.
 
-    /// Takes in a copy from a peer. The error says what is wrong with it, so
-    /// that the link has to end.
+    /// Takes in a copy from a peer, for which there may be room. The error says
+    /// what is wrong with it, so that the link has to end.
     pub(crate) fn arrived(
         &self,
         lane: &Arc<Lane>,
         broadcast: proto::Broadcast,
+        room: Option<Taken>,
     ) -> Result<(), &'static str> {
         if broadcast.message.len() > LARGEST {
             return Err("a broadcast that is too large");
         }
         let now = Instant::now();
         let copy = broadcast.copy;
+        let no_room = room.is_none();
         let (letter, addressees) =
-            Letter::read(broadcast, now).ok_or("broadcasts that make no sense")?;
+            Letter::read(broadcast, room, now).ok_or("broadcasts that make no sense")?;
         let letter = Arc::new(letter);
         let origin = letter.origin;
         let mut state = self.state();
@@ -195,7 +197,7 @@ impl Relay {
         let mut errand = Errand::of_copy(letter.clone(), lane.clone(), copy, now);
         let in_time = letter.deadline.at() > now;
         let foreign = lane.label != self.place.label || origin == self.me();
-        if state.ended || foreign || !in_time {
+        if state.ended || no_room || foreign || !in_time {
             if let Answer::Parent { late, .. } = &mut errand.answer {
                 late.extend(addressees.iter().map(|addressee| addressee.node));
             }

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use super::{Node, Shutdown, here::Here};
 use crate::{
-    broadcast::Relays,
+    broadcast::{self, LARGEST, Relays},
     builder::{Data, Settings, config},
     connections::{Connections, MAX_FRAME, serve},
     dead_letter::DeadLetterOffice,
@@ -119,6 +119,7 @@ pub(super) async fn start(
         inbox: inbox.clone(),
         max_message: settings.limits.max_message,
         room: Room::new(settings.assembly, settings.limits.max_message),
+        broadcast_room: Room::new(broadcast::ROOM, LARGEST),
         relays: relays.clone(),
         tasks: incoming.clone(),
         links: Mutex::default(),

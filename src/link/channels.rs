@@ -60,6 +60,8 @@ pub(crate) struct Channels<Find> {
     /// By channel: the large message that is coming in.
     arriving: HashMap<u32, Arriving>,
     room: PeerRoom,
+    /// For broadcasts.
+    broadcast_room: PeerRoom,
     /// Those that wait for room.
     admissions: FuturesUnordered<BoxFuture<'static, Admission>>,
 }
@@ -93,6 +95,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         find: Find,
         max_message: usize,
         room: PeerRoom,
+        broadcast_room: PeerRoom,
     ) -> Self {
         Self {
             incoming,
@@ -103,6 +106,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
             max_message,
             arriving: HashMap::new(),
             room,
+            broadcast_room,
             admissions: FuturesUnordered::new(),
         }
     }
@@ -132,10 +136,13 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
             match self.known.get(&channel) {
                 None => return Err(ProtocolError::UnknownChannel { channel }),
                 Some(None) => self.incoming.send_back(broadcast),
-                Some(Some((inlets, lane))) => inlets
-                    .broadcasts
-                    .arrived(lane, broadcast)
-                    .map_err(|problem| ProtocolError::Broadcast { channel, problem })?,
+                Some(Some((inlets, lane))) => {
+                    let room = self.broadcast_room.try_take(broadcast.message.len());
+                    let inlet = &inlets.broadcasts;
+                    inlet
+                        .arrived(lane, broadcast, room)
+                        .map_err(|problem| ProtocolError::Broadcast { channel, problem })?;
+                }
             }
         }
         for chunk in frame.chunks {

@@ -25,7 +25,7 @@ pub(crate) use self::{
     channels::Channels,
     incoming::{Incoming, Inlet, Inlets, Lane, Replies},
     outgoing::{Link, Links, Target},
-    room::{Bounds, Room},
+    room::{Bounds, Room, Taken},
     transfer::{INLINE_BYTES, Sending},
 };
 
@@ -116,6 +116,12 @@ pub(crate) trait BroadcastFeedback: Send + Sync {
 pub(crate) trait BroadcastInlet: Send + Sync {
     /// A peer has opened a link on which it may pass some on.
     fn attached(&self);
-    /// Takes one in. The error says what is wrong with it.
-    fn arrived(&self, lane: &Arc<Lane>, broadcast: proto::Broadcast) -> Result<(), &'static str>;
+    /// Takes one in, or hands it back where there is no room for it. The error says
+    /// what is wrong with it.
+    fn arrived(
+        &self,
+        lane: &Arc<Lane>,
+        broadcast: proto::Broadcast,
+        room: Option<Taken>,
+    ) -> Result<(), &'static str>;
 }

@@ -1,10 +1,11 @@
-//! Room for the large messages that are being put together on a node.
+//! Room for what peers have a node hold: the large messages that are being put
+//! together, and the broadcasts that it sees to.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many bytes may be put together at a time.
+/// How many bytes may be held at a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) per_peer: usize,
