@@ -388,11 +388,11 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     let file = copy.join(mutant.file);
     let source = fs::read_to_string(&file).unwrap();
     let begin = Instant::now();
-    if !passes(copy, mutant.caught_by) {
+    if !builds(copy, mutant.caught_by) || !passes(copy, mutant.caught_by) {
         return (false, "its tests fail without it".to_owned());
     }
     fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
-    let builds = passes(copy, &[mutant.caught_by, &["--no-run"]].concat());
+    let builds = builds(copy, mutant.caught_by);
     let passed = builds && passes(copy, mutant.caught_by);
     fs::write(&file, source).unwrap();
     let seconds = begin.elapsed().as_secs();
@@ -464,7 +464,7 @@ fn keep(program: PathBuf, copy: &Path) -> PathBuf {
 fn run_seed(program: &Path, seed: u64) -> Result<(), String> {
     let mut command = Command::new(program);
     command.env("DCHAN_SIM_SEED", seed.to_string());
-    let (succeeded, output) = run(&mut command);
+    let (succeeded, output) = run(&mut command, PATIENCE);
     if succeeded {
         return Ok(());
     }
@@ -479,18 +479,29 @@ fn target() -> PathBuf {
     target.join("mutants")
 }
 
-/// Runs `cargo test` in the copy. Tests that hang fail, and so does a run of
-/// none.
-fn passes(copy: &Path, arguments: &[&str]) -> bool {
+/// How long tests may take, and a build with all that the crate depends on.
+const PATIENCE: Duration = Duration::from_secs(300);
+const BUILD_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Builds tests in the copy.
+fn builds(copy: &Path, arguments: &[&str]) -> bool {
     let mut command = Command::new(env!("CARGO"));
-    command.args(["test", "--target-dir"]).arg(target());
-    let (succeeded, output) = run(command.args(arguments).current_dir(copy));
-    succeeded && (output.contains(" ... ok") || arguments.contains(&"--no-run"))
+    command.args(["test", "--no-run", "--target-dir"]);
+    command.arg(target()).args(arguments).current_dir(copy);
+    run(&mut command, BUILD_PATIENCE).0
 }
 
-/// Whether a command succeeds, and what it says. One that hangs does not.
-fn run(command: &mut Command) -> (bool, String) {
-    const PATIENCE: Duration = Duration::from_secs(300);
+/// Runs tests in the copy. Those that hang fail, and so does a run of none.
+fn passes(copy: &Path, arguments: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--target-dir"]);
+    command.arg(target()).args(arguments).current_dir(copy);
+    let (succeeded, output) = run(&mut command, PATIENCE);
+    succeeded && output.contains(" ... ok")
+}
+
+/// Whether a command succeeds, and what it says. One that takes longer does not.
+fn run(command: &mut Command, patience: Duration) -> (bool, String) {
     let mut output = tempfile::tempfile().unwrap();
     let mut child = command
         .env_remove("DCHAN_MUTANTS")
@@ -505,7 +516,7 @@ fn run(command: &mut Command) -> (bool, String) {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > patience {
             let group = format!("-{}", child.id());
             let killed = Command::new("kill").args(["-9", "--", &group]).status();
             assert!(killed.unwrap().success());
