@@ -388,12 +388,18 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     let file = copy.join(mutant.file);
     let source = fs::read_to_string(&file).unwrap();
     let begin = Instant::now();
-    if !builds(copy, mutant.caught_by) || !passes(copy, mutant.caught_by) {
+    if !builds(copy, mutant.caught_by) {
+        return (false, "does not build without it".to_owned());
+    }
+    let running = Instant::now();
+    if !passes(copy, mutant.caught_by, PATIENCE) {
         return (false, "its tests fail without it".to_owned());
     }
+    // Those that hang with it are not waited for much longer than they take.
+    let patience = Duration::from_secs(30) + 4 * running.elapsed();
     fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
     let builds = builds(copy, mutant.caught_by);
-    let passed = builds && passes(copy, mutant.caught_by);
+    let passed = builds && passes(copy, mutant.caught_by, patience);
     fs::write(&file, source).unwrap();
     let seconds = begin.elapsed().as_secs();
     match (builds, passed) {
@@ -479,7 +485,7 @@ fn target() -> PathBuf {
     target.join("mutants")
 }
 
-/// How long tests may take, and a build with all that the crate depends on.
+/// How long tests may take, and a build with all that the crate needs.
 const PATIENCE: Duration = Duration::from_secs(300);
 const BUILD_PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -492,11 +498,11 @@ fn builds(copy: &Path, arguments: &[&str]) -> bool {
 }
 
 /// Runs tests in the copy. Those that hang fail, and so does a run of none.
-fn passes(copy: &Path, arguments: &[&str]) -> bool {
+fn passes(copy: &Path, arguments: &[&str], patience: Duration) -> bool {
     let mut command = Command::new(env!("CARGO"));
     command.args(["test", "--target-dir"]);
     command.arg(target()).args(arguments).current_dir(copy);
-    let (succeeded, output) = run(&mut command, PATIENCE);
+    let (succeeded, output) = run(&mut command, patience);
     succeeded && output.contains(" ... ok")
 }
 
