@@ -207,6 +207,13 @@ pub(crate) fn roll(dir: &Path, times: u64) -> History {
             let node = nodes[0].id.clone();
             history.last_words.push(nodes.remove(0).end());
             nodes.push(Node::start(place).up());
+            // Or the next one has messages for it, and nobody to give them to.
+            for node in &mut nodes {
+                node.process.tell("whole");
+            }
+            for node in &nodes {
+                node.process.until("whole");
+            }
             history.absences.push(Absence {
                 index,
                 node,

@@ -138,12 +138,14 @@ async fn run(orders: Orders) {
     let sending = actix::spawn(send(orders, namespaces, stopped.clone()));
     let mut told = told();
     let mut leader = None;
+    let mut asked = false;
     loop {
         tokio::select! {
             word = told.recv() => match word.as_deref() {
                 Some("stop") => {
                     stopped.store(true, Ordering::Relaxed);
                 }
+                Some("whole") => asked = true,
                 _ => break,
             },
             () = tokio::time::sleep(Duration::from_millis(100)) => {
@@ -151,6 +153,10 @@ async fn run(orders: Orders) {
                 if leads != leader {
                     leader = leads;
                     println!("leader {}", leader.map_or_else(String::new, |leader| leader.to_string()));
+                }
+                if asked && is_whole(&cluster) {
+                    asked = false;
+                    println!("whole");
                 }
                 if sending.is_finished() && stopped.swap(false, Ordering::Relaxed) {
                     println!("settled");
@@ -173,6 +179,16 @@ async fn run(orders: Orders) {
             .as_ref()
             .is_none_or(|error| error.unanswered == 0 && error.handling == 0);
     println!("ended {well} {left:?} {traffic:?}");
+}
+
+/// Whether all receive what they are to receive, as far as this node knows.
+fn is_whole(cluster: &Cluster) -> bool {
+    let receivers = cluster.status().receivers;
+    (0..=SHARED).all(|number| {
+        let nodes = receivers.get(&format!("items-{number}"));
+        let due = if number == SHARED { NODES } else { 1 };
+        nodes.is_some_and(|nodes| nodes.len() as u64 == due)
+    })
 }
 
 /// While the process does not run, a connection of another one may have its
