@@ -202,18 +202,11 @@ pub(crate) fn roll(dir: &Path, times: u64) -> History {
     let mut history = History::default();
     for _ in 0..times {
         for place in &mut places {
-            thread::sleep(Duration::from_millis(300));
+            send_to_all(&mut nodes);
             let (index, from) = (place.index, now());
             let node = nodes[0].id.clone();
             history.last_words.push(nodes.remove(0).end());
             nodes.push(Node::start(place).up());
-            // Or the next one has messages for it, and nobody to give them to.
-            for node in &mut nodes {
-                node.process.tell("whole");
-            }
-            for node in &nodes {
-                node.process.until("whole");
-            }
             history.absences.push(Absence {
                 index,
                 node,
@@ -223,9 +216,21 @@ pub(crate) fn roll(dir: &Path, times: u64) -> History {
             });
         }
     }
-    thread::sleep(Duration::from_millis(300));
+    send_to_all(&mut nodes);
     end_all(nodes, &mut history);
     history
+}
+
+/// Waits until all know that all receive, or one that leaves has messages for
+/// another one and nobody to give them to. Then lets them send for a while.
+fn send_to_all(nodes: &mut [Node]) {
+    for node in &mut *nodes {
+        node.process.tell("whole");
+    }
+    for node in nodes {
+        node.process.until("whole");
+    }
+    thread::sleep(Duration::from_millis(300));
 }
 
 fn start_all(places: &mut [Orders]) -> Vec<Node> {
