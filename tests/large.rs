@@ -317,12 +317,13 @@ async fn a_peer_that_lies_about_a_large_message_loses_its_link_and_harms_nobody(
     let whole = 2 * MIB;
     let announced = || announcement(whole);
     for nonsense in [
-        // Nothing announced, before its time, out of order, past the end, another
-        // one in its midst, or not in chunks at all.
+        // Nothing announced, before its time, out of order, past the end, too much
+        // at once, another one in its midst, or not in chunks at all.
         vec![part(0, 1, whole)],
         vec![announced(), part(1, 1, whole)],
         vec![announced(), part(0, 1, whole), part(0, 1, whole)],
         vec![announcement(1), part(0, 2, 1)],
+        vec![announced(), part(0, MIB, whole)],
         vec![
             announced(),
             Chunk {

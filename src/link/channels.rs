@@ -151,8 +151,7 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         for proceed in &frame.proceeds {
             self.incoming.go_on(proceed);
         }
-        self.incoming.marks(frame.mark, frame.read)?;
-        Ok(())
+        Ok(self.incoming.heard(frame.mark, frame.read)?)
     }
 
     /// Where so many messages of a channel go, if that much was granted.

@@ -68,8 +68,6 @@ struct Shared {
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
     pace: Pace,
-    /// The last mark that was read, unless the peer has been told.
-    read: u64,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
 }
@@ -186,21 +184,12 @@ impl Incoming {
         });
     }
 
-    /// A frame with this mark has been read, and of the replies those up to that
-    /// one. Nought stands for none.
-    pub(super) fn marks(&self, mark: u64, read: u64) -> Result<(), UnknownMark> {
-        if (mark, read) == (0, 0) {
-            return Ok(());
-        }
+    /// A frame has been read, with its mark and the one that it sends back.
+    pub(super) fn heard(&self, mark: u64, read: u64) -> Result<(), UnknownMark> {
         let mut known = Ok(());
-        self.say(|shared| {
-            if mark != 0 {
-                shared.read = mark;
-            }
-            if read != 0 {
-                known = shared.pace.came_back(read);
-            }
-        });
+        if (mark, read) != (0, 0) {
+            self.say(|shared| known = shared.pace.heard(mark, read));
+        }
         known
     }
 
@@ -329,7 +318,7 @@ impl Shared {
             && (self.verdicts.is_empty() || self.verdicts_wait())
             && self.proceeds.is_empty()
             && self.confirmations.is_empty()
-            && self.read == 0
+            && !self.pace.owes()
             && (self.replies.is_empty() || !self.pace.is_open())
             && (!large || self.pace.chunk() == 0)
     }
@@ -429,7 +418,7 @@ impl Shared {
             verdicts,
             proceeds: std::mem::take(&mut self.proceeds),
             confirmations: std::mem::take(&mut self.confirmations),
-            read: std::mem::take(&mut self.read),
+            read: self.pace.give_back(),
             ..LinkReply::default()
         };
         let mut bytes = 0;
@@ -494,7 +483,7 @@ mod tests {
         let lane = Lane::new(incoming.clone(), 0, "T".into());
         let frame = || {
             let frame = incoming.shared().frame();
-            incoming.marks(0, frame.mark).unwrap();
+            incoming.heard(0, frame.mark).unwrap();
             frame
         };
         let value = Bytes::from(vec![0; INLINE_BYTES]);

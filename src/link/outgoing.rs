@@ -414,7 +414,10 @@ impl Link {
             for chunk in frame.chunks {
                 self.reply_chunk(&mut large_reply, chunk)?;
             }
-            self.marks(frame.mark, frame.read)?;
+            if (frame.mark, frame.read) != (0, 0) {
+                self.shared().heard(frame.mark, frame.read)?;
+                self.writer.wake();
+            }
         }
         Ok(())
     }
@@ -466,22 +469,6 @@ impl Link {
             unwanted,
         });
         self.writer.wake();
-    }
-
-    /// A frame with this mark has been read, and of what was written that up to
-    /// that one. Nought stands for none.
-    fn marks(&self, mark: u64, read: u64) -> Result<(), UnknownMark> {
-        if (mark, read) == (0, 0) {
-            return Ok(());
-        }
-        let mut shared = self.shared();
-        shared.read = shared.read.max(mark);
-        if read != 0 {
-            shared.came_back(read)?;
-        }
-        drop(shared);
-        self.writer.wake();
-        Ok(())
     }
 
     fn namespace(&self, channel: u32) -> Result<Arc<str>, Broken> {

@@ -31,7 +31,7 @@ const ALONE_AFTER: u32 = 64;
 /// nothing under way, in case the way is a longer one now.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// One direction of a link.
+/// What one side writes, and the marks on what it reads.
 #[derive(Default)]
 pub(super) struct Pace {
     /// Bytes that have been written, and those of them that have been read.
@@ -49,6 +49,8 @@ pub(super) struct Pace {
     last_mark: u64,
     /// The shortest round trip, and when it was seen.
     shortest: Option<(Duration, Instant)>,
+    /// The peer's last mark, until it is sent back. Nought for none.
+    to_return: u64,
 }
 
 /// Names the byte that it follows.
@@ -116,8 +118,30 @@ impl Pace {
         self.written
     }
 
+    /// A frame of the peer's has been read, with its mark and the one that it sends
+    /// back. Nought stands for none.
+    pub(super) fn heard(&mut self, mark: u64, read: u64) -> Result<(), UnknownMark> {
+        if mark != 0 {
+            self.to_return = mark;
+        }
+        match read {
+            0 => Ok(()),
+            read => self.came_back(read),
+        }
+    }
+
+    /// Whether the peer waits for a mark.
+    pub(super) fn owes(&self) -> bool {
+        self.to_return != 0
+    }
+
+    /// The mark to send back, nought for none.
+    pub(super) fn give_back(&mut self) -> u64 {
+        std::mem::take(&mut self.to_return)
+    }
+
     /// A mark has come back, and with it all earlier ones.
-    pub(super) fn came_back(&mut self, mark: u64) -> Result<(), UnknownMark> {
+    fn came_back(&mut self, mark: u64) -> Result<(), UnknownMark> {
         let place = self.marks.binary_search_by_key(&mark, |mark| mark.at);
         let place = place.map_err(|_| UnknownMark)?;
         let Some(mark) = self.marks.drain(..=place).next_back() else {

@@ -78,6 +78,8 @@ pub(crate) enum ChunkError {
     NotAllowed,
     #[error("a chunk past the end of its message")]
     PastTheEnd,
+    #[error("a chunk that others would have to wait for")]
+    TooLong,
 }
 
 /// The receiving end.
@@ -104,6 +106,9 @@ impl Assembly {
         }
         if end > self.size {
             return Err(ChunkError::PastTheEnd);
+        }
+        if chunk.len() > INLINE_BYTES {
+            return Err(ChunkError::TooLong);
         }
         self.bytes.extend_from_slice(chunk);
         Ok(())
@@ -160,6 +165,10 @@ mod tests {
         assert_eq!(add(&mut small, 0), Some(ChunkError::PastTheEnd));
         let mut large = Assembly::of(1 << 20);
         assert_eq!(add(&mut large, 1), Some(ChunkError::OutOfOrder));
+        assert_eq!(
+            large.add(0, &body(INLINE_BYTES + 1)),
+            Err(ChunkError::TooLong)
+        );
         assert_eq!(
             large.add(0, &Bytes::new()),
             Err(ChunkError::OutOfOrder),

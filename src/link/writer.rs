@@ -39,10 +39,7 @@ pub(super) struct Shared {
     pub(super) broadcasts: VecDeque<Broadcast>,
     /// For replies that come in chunks.
     pub(super) proceeds: Vec<proto::Proceed>,
-    pub(super) pace: Pace,
-    /// The last mark on the replies that was read, unless the peer has been
-    /// told.
-    pub(super) read: u64,
+    pace: Pace,
     /// The peer has left: nothing more is written than is here.
     pub(super) finishing: bool,
 }
@@ -178,7 +175,6 @@ impl Shared {
     fn begin(&mut self) -> u64 {
         self.end();
         self.pace = Pace::default();
-        self.read = 0;
         self.stream
     }
 
@@ -197,9 +193,9 @@ impl Shared {
         self.pace.is_open() && self.waiting.is_empty()
     }
 
-    /// A mark has come back.
-    pub(super) fn came_back(&mut self, mark: u64) -> Result<(), UnknownMark> {
-        self.pace.came_back(mark)?;
+    /// A frame has been read, with its mark and the one that it sends back.
+    pub(super) fn heard(&mut self, mark: u64, read: u64) -> Result<(), UnknownMark> {
+        self.pace.heard(mark, read)?;
         self.calling.extend(self.waiting.drain(..));
         Ok(())
     }
@@ -212,7 +208,7 @@ impl Shared {
         bytes: &mut usize,
     ) -> Option<(u32, Weak<dyn Feedback>)> {
         frame.proceeds.append(&mut self.proceeds);
-        frame.read = frame.read.max(std::mem::take(&mut self.read));
+        frame.read = frame.read.max(self.pace.give_back());
         let undeclared = self.channels.iter().enumerate().skip(self.declared);
         for (number, channel) in undeclared {
             if *bytes >= FRAME_BYTES {
