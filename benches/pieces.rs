@@ -18,6 +18,8 @@
 // A bench that cannot go on panics.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+// Pieces that the crate does not show, built once more; a bench uses some of
+// each.
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../src/message.rs"]
 mod message;

@@ -210,6 +210,7 @@ impl Crew {
             if arrived > last {
                 (last, since) = (arrived, Instant::now());
             }
+            // To ask all the time would take from what is measured.
             thread::sleep(Duration::from_millis(1));
         }
     }

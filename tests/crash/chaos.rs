@@ -135,6 +135,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
     let mut nodes = start_all(&mut places);
     let mut history = History::default();
     for round in 0..rounds {
+        // Messages flow until something happens.
         thread::sleep(Duration::from_millis(random.random_range(200..1_000)));
         let leader = nodes.iter_mut().position(Node::leads);
         let anybody = random.random_range(0..nodes.len());
@@ -175,6 +176,7 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
                     _ => 9_000,
                 };
                 nodes[victim].process.signal("-STOP");
+                // This is what is done to it.
                 thread::sleep(Duration::from_millis(pause));
                 nodes[victim].process.signal("-CONT");
             }
@@ -185,7 +187,8 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
         }
         absence.to = now();
         if absence.harm == Harm::Stop {
-            // What it has taken is written down before it may be killed.
+            // What it has taken is written down before it may be killed. It cannot
+            // say that it has: more comes all the time.
             thread::sleep(Duration::from_secs(1));
         }
         history.absences.push(absence);

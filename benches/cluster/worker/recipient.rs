@@ -62,6 +62,7 @@ impl Handler<Item> for Recipient {
     fn handle(&mut self, item: Item, _: &mut Self::Context) -> u64 {
         open(&self.ledger).note(&item);
         if !self.pause.is_zero() {
+            // As a handler that works would, it keeps the thread.
             sleep(self.pause);
         }
         item.id
