@@ -46,7 +46,6 @@ pub(super) struct Pace {
     released: bool,
     /// Those that have not come back, in order.
     marks: VecDeque<Mark>,
-    last_mark: u64,
     /// The shortest round trip, and when it was seen.
     shortest: Option<(Duration, Instant)>,
     /// The peer's last mark, until it is sent back. Nought for none.
@@ -101,10 +100,10 @@ impl Pace {
             true => self.chunks.saturating_add(1),
             false => 0,
         };
-        if self.written - self.last_mark < MARK_BYTES {
+        let last = self.marks.back().map_or(self.read, |mark| mark.at);
+        if self.written - last < MARK_BYTES {
             return 0;
         }
-        self.last_mark = self.written;
         let set = Instant::now();
         let old = |(_, seen): &mut (Duration, Instant)| set - *seen > FORGET_AFTER;
         if self.marks.is_empty() {
@@ -276,7 +275,8 @@ mod tests {
         near().flooded(&mut pace, 100).await;
         let (short, _) = pace.shortest.unwrap();
         // All comes back before it goes on.
-        pace.came_back(pace.last_mark).unwrap();
+        let last = pace.marks.back().unwrap().at;
+        pace.came_back(last).unwrap();
         advance(2 * FORGET_AFTER).await;
         let ahead = far().flooded(&mut pace, 1000).await;
         assert!(ahead > 51 * FRAME as u64, "{ahead} bytes");
