@@ -92,53 +92,62 @@ pub(crate) enum EncodeError {
     TooLarge(usize),
 }
 
-/// What is allocated for small messages at once. Each takes the next piece of
-/// it, and it is freed with the last of them.
-const ARENA_BYTES: usize = 64 << 10;
-/// Larger messages have memory of their own.
-const SMALL_BYTES: usize = ARENA_BYTES / 4;
+/// What is allocated for messages at once. Each takes the next piece of it, and
+/// it is freed with the last of them. What does not fit, and is no small part of
+/// one either, has memory of its own.
+const BLOCK_BYTES: usize = 64 << 10;
+const SMALL_BYTES: usize = BLOCK_BYTES / 4;
 
 thread_local! {
-    /// Where this thread encodes, and where it then puts what is small. Taken out
-    /// while they are used, for a value's own code may encode another one.
-    static SCRATCH: Cell<Vec<u8>> = Cell::default();
-    static ARENA: Cell<BytesMut> = Cell::default();
+    /// The rest of the block into which this thread encodes. Taken out while it is
+    /// used, for a value's own code may encode another one.
+    static BLOCK: Cell<BytesMut> = Cell::default();
 }
 
 /// MessagePack with field names, so that fields can be added while nodes of
 /// both versions run. `limit` is in bytes; of what is larger, no more is kept.
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
     let mut writer = Writer {
-        bytes: SCRATCH.try_with(Cell::take).unwrap_or_default(),
+        bytes: BLOCK.try_with(Cell::take).unwrap_or_default(),
+        own: false,
         dropped: 0,
         limit,
     };
-    writer.bytes.clear();
     let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
-    let Writer { bytes, dropped, .. } = writer;
     encoded.map_err(EncodeError::Failed)?;
-    if dropped > 0 {
-        return Err(EncodeError::TooLarge(bytes.len() + dropped));
+    let mut bytes = writer.bytes;
+    if writer.dropped > 0 {
+        return Err(EncodeError::TooLarge(bytes.len() + writer.dropped));
     }
-    if bytes.len() > SMALL_BYTES {
-        return Ok(bytes.into());
+    let message = bytes.split().freeze();
+    if !writer.own {
+        let _ = BLOCK.try_with(|block| block.set(bytes));
     }
-    let mut arena = ARENA.try_with(Cell::take).unwrap_or_default();
-    if arena.capacity() < bytes.len() {
-        arena = BytesMut::with_capacity(ARENA_BYTES);
-    }
-    arena.extend_from_slice(&bytes);
-    let message = arena.split().freeze();
-    let _ = ARENA.try_with(|kept| kept.set(arena));
-    let _ = SCRATCH.try_with(|kept| kept.set(bytes));
     Ok(message)
 }
 
 /// Keeps up to `limit` bytes, and counts the others.
 struct Writer {
-    bytes: Vec<u8>,
+    bytes: BytesMut,
+    /// Whether they have memory of their own.
+    own: bool,
     dropped: usize,
     limit: usize,
+}
+
+impl Writer {
+    /// Makes room for so many more bytes.
+    #[cold]
+    fn grow(&mut self, more: usize) {
+        let size = self.bytes.len() + more;
+        self.own = size > SMALL_BYTES;
+        let capacity = match self.own {
+            true => size.max(2 * self.bytes.len()),
+            false => BLOCK_BYTES,
+        };
+        let short = mem::replace(&mut self.bytes, BytesMut::with_capacity(capacity));
+        self.bytes.extend_from_slice(&short);
+    }
 }
 
 impl io::Write for Writer {
@@ -151,10 +160,14 @@ impl io::Write for Writer {
     // A message is written in many small parts.
     #[inline]
     fn write_all(&mut self, part: &[u8]) -> io::Result<()> {
-        match self.bytes.len() + part.len() <= self.limit && self.dropped == 0 {
-            true => self.bytes.extend_from_slice(part),
-            false => self.dropped += part.len() + mem::take(&mut self.bytes).len(),
+        if self.bytes.len() + part.len() > self.limit || self.dropped > 0 {
+            self.dropped += part.len() + mem::take(&mut self.bytes).len();
+            return Ok(());
         }
+        if self.bytes.capacity() - self.bytes.len() < part.len() {
+            self.grow(part.len());
+        }
+        self.bytes.extend_from_slice(part);
         Ok(())
     }
 
@@ -272,7 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_too_large_is_measured_and_not_kept() {
-        let text = "x".repeat(ARENA_BYTES);
+        let text = "x".repeat(BLOCK_BYTES);
         let size = encode(&text, 1 << 20).unwrap().len();
         assert_eq!(encode(&text, size - 1), Err(EncodeError::TooLarge(size)));
         assert_eq!(encode(&text, size).unwrap().len(), size);

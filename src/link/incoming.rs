@@ -362,12 +362,14 @@ impl Shared {
         Some(chunk)
     }
 
-    /// Adds a verdict, to the last range where it goes on there.
+    /// Adds a verdict, to the last range where it goes on there. Only rejections
+    /// have a reason; empty ones are not compared, for `memcmp` takes longer over
+    /// nothing at no address than all else here.
     fn settle(&mut self, channel: u32, sequence: u64, kind: verdict::Kind, reason: String) {
         if let Some(last) = self.verdicts.last_mut()
             && last.channel == channel
             && last.kind() == kind
-            && last.reason == reason
+            && (reason.is_empty() || last.reason == reason)
             && last.first + last.count == sequence
         {
             last.count += 1;

@@ -471,6 +471,9 @@ impl<M: RemoteMessage> DerefMut for Locked<'_, M> {
 
 impl<M: RemoteMessage> Drop for Locked<'_, M> {
     fn drop(&mut self) {
+        if self.account.later.is_empty() {
+            return;
+        }
         let later = std::mem::take(&mut self.account.later);
         self.state = None;
         for later in later {
