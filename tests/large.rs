@@ -9,12 +9,12 @@ mod peer;
 #[path = "common/process.rs"]
 mod process;
 
-use std::{env, fs, time::Duration};
+use std::{env, fs, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use common::*;
 use dchan::{Cluster, DeliveryError, Namespace, Transferred, prelude::*};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt, join};
 use peer::{
     link, open,
     proto::{Channel, Chunk, LinkReply, LinkRequest, Run, verdict::Kind},
@@ -137,6 +137,45 @@ async fn a_large_message_holds_up_no_small_one() {
     assert_eq!(large.await, Ok(reading.status().node));
     drop(receiver);
     shut_down(vec![sending, reading]).await;
+}
+
+#[actix::test]
+async fn a_large_message_gets_on_beside_a_flood() {
+    let reading = builder().max_message(8 * MIB).start().await.unwrap();
+    let mut receiver = blobs(&reading).receiver(1);
+    let mut flooded = reading.namespace::<Blob>("flood").receiver(64);
+    receiver.ready().await.unwrap();
+    flooded.ready().await.unwrap();
+    let sending = beside(&reading, 8 * MIB).await;
+
+    let mut sink = sending.namespace::<Blob>("flood").sink();
+    let flood = async {
+        loop {
+            sink.send(Blob(vec![7; 32 << 10])).await.unwrap();
+        }
+    };
+    let mut drain = pin!(async { while flooded.next().await.is_some() {} });
+    // It begins when the link is full.
+    let large = async {
+        until("the flood has arrived in part", || {
+            sending.status().traffic.accepted > 1_000
+        })
+        .await;
+        let (delivered, received) = join!(blobs(&sending).deliver(blob(4)), receiver.next());
+        assert_eq!(delivered, Ok(reading.status().node));
+        assert_eq!(received, Some(blob(4)));
+    };
+    tokio::select! {
+        () = flood => {}
+        () = &mut drain => {}
+        () = large => {}
+    }
+    tokio::select! {
+        () = drain => {}
+        done = sending.shutdown() => assert_eq!(done, Ok(())),
+    }
+    drop(receiver);
+    shut_down(vec![reading]).await;
 }
 
 #[actix::test]

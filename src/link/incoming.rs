@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{
     BroadcastInlet, FRAME_BYTES, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
-    pace::{Pace, UnknownMark},
+    pace::{Content, Pace, UnknownMark},
 };
 use crate::{
     proto::{self, LinkReply, Opened, opened::Answer, reply, verdict},
@@ -428,9 +428,13 @@ impl Shared {
             (frame.replies, bytes) = self.take_replies();
         }
         frame.chunks.extend(self.chunk());
-        let chunks = frame.chunks.iter().map(|chunk| chunk.data.len());
-        bytes += chunks.sum::<usize>();
-        frame.mark = self.pace.wrote(bytes, frame.replies.is_empty());
+        let chunk = frame.chunks.iter().map(|chunk| chunk.data.len()).sum();
+        bytes += chunk;
+        let content = match frame.replies.is_empty() {
+            true => Content::Chunk,
+            false => Content::Mixed,
+        };
+        frame.mark = self.pace.wrote(bytes, chunk, content);
         frame
     }
 }

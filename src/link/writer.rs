@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     ADDRESSEE_BYTES, FRAME_BYTES, Feedback, Link, Load, MESSAGE_OVERHEAD,
-    pace::{Pace, UnknownMark},
+    pace::{Content, Pace, UnknownMark},
 };
 use crate::{
     delivery::Ticket,
@@ -127,7 +127,7 @@ impl Writer {
     /// when there is, or the stream has ended.
     fn frame(&mut self, cx: &Context<'_>) -> Option<LinkRequest> {
         let mut frame = LinkRequest::default();
-        let mut bytes = 0;
+        let (mut bytes, mut chunk_bytes) = (0, 0);
         while bytes < FRAME_BYTES {
             let mut shared = self.link.shared();
             if shared.stream != self.stream {
@@ -155,16 +155,17 @@ impl Writer {
             else {
                 continue;
             };
-            bytes += append(&mut frame, channel, load, &mut self.link.shared());
+            let took = append(&mut frame, channel, load, &mut self.link.shared());
+            bytes += took;
             // The peer reads a frame's chunks last, so nothing comes behind one.
             if !frame.chunks.is_empty() {
+                chunk_bytes = took;
                 break;
             }
         }
         let mut shared = self.link.shared();
         if shared.stream == self.stream {
-            let alone = frame.runs.is_empty() && frame.broadcasts.is_empty();
-            frame.mark = shared.pace.wrote(bytes, alone);
+            frame.mark = shared.pace.wrote(bytes, chunk_bytes, content(&frame));
         }
         Some(frame)
     }
@@ -240,6 +241,16 @@ impl Shared {
         let channel = self.calling.pop_front()?;
         let mailbox = self.channels[channel as usize].mailbox.clone();
         Some((channel, mailbox))
+    }
+}
+
+fn content(frame: &LinkRequest) -> Content {
+    let mut runs = frame.runs.iter().map(|run| run.channel);
+    match (runs.next(), frame.chunks.is_empty()) {
+        _ if !frame.broadcasts.is_empty() => Content::Mixed,
+        (None, _) => Content::Chunk,
+        (Some(first), true) if runs.all(|channel| channel == first) => Content::Channel(first),
+        _ => Content::Mixed,
     }
 }
 
