@@ -45,15 +45,14 @@ pub(super) struct Letter {
     pub(super) patience: Instant,
     /// Empty where only the origin's own node receives.
     pub(super) message: Bytes,
-    /// For one that comes from a peer.
-    pub(super) _room: Option<Taken>,
+    /// What one takes that comes from a peer, as long as it is seen to.
+    pub(super) room: Option<Taken>,
 }
 
 impl Letter {
     /// Reads what a peer sent. `None` if it makes no sense.
     pub(super) fn read(
         broadcast: proto::Broadcast,
-        room: Option<Taken>,
         now: Instant,
     ) -> Option<(Self, Vec<Addressee>)> {
         let sequence = broadcast.sequence;
@@ -87,7 +86,7 @@ impl Letter {
             deadline: Ticket::new(now, remaining),
             patience: far(now, patience),
             message: broadcast.message,
-            _room: room,
+            room: None,
         };
         Some((letter, addressees))
     }

@@ -10,19 +10,27 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    MOST_ARRIVED,
     errand::Letter,
     hearing::{Hearing, Outcome},
     order::Order,
 };
+use crate::link::Taken;
 
 /// How much longer than the last deadline it is remembered what has been handed
 /// over. A copy that is on its way longer than this finds its link broken.
 const SLACK: Duration = Duration::from_secs(30);
 
+/// What it takes to remember so many numbers, about, and the origin itself.
+const PAGE_NUMBERS: usize = 8;
+const PAGE_BYTES: usize = 1 << 10;
+
 pub(super) struct Inflow {
     order: Order<Arc<Letter>>,
     /// By number, from the lowest on that the origin has not settled.
     known: BTreeMap<u64, Known>,
+    /// The room that these take.
+    pages: Vec<Taken>,
     /// By then all that is known has expired.
     latest: Instant,
 }
@@ -44,7 +52,15 @@ impl Inflow {
         Self {
             order: Order::new(),
             known: BTreeMap::new(),
+            pages: Vec::new(),
             latest: now,
+        }
+    }
+
+    /// Keeps as much of the room that a copy has taken as it takes to remember it.
+    pub(super) fn keep(&mut self, room: &mut Taken) {
+        if self.pages.len() <= self.known.len() / PAGE_NUMBERS {
+            self.pages.extend(room.part(PAGE_BYTES));
         }
     }
 
@@ -62,6 +78,7 @@ impl Inflow {
         let settled = std::mem::replace(&mut self.known, unsettled);
         let awaited = |(_, known): &(u64, Known)| matches!(known, Known::Awaited { .. });
         self.known.extend(settled.into_iter().filter(awaited));
+        self.pages.truncate(1 + self.known.len() / PAGE_NUMBERS);
         let expires = letter.deadline.at();
         self.latest = self.latest.max(expires);
         match self.known.get_mut(&number) {
@@ -75,10 +92,24 @@ impl Inflow {
                     expires,
                 };
                 self.known.insert(number, awaited);
+                self.forget_some();
                 self.order.take_in(number, previous, letter.clone());
             }
         }
         None
+    }
+
+    /// Forgets an outcome if there are more than may be under way, which is so
+    /// when the origin has not settled an old one for long. Should it ask again,
+    /// it hears that nobody here has it; it is not handed over again.
+    fn forget_some(&mut self) {
+        if self.known.len() > MOST_ARRIVED {
+            let mut known = self.known.iter();
+            let outcome = known.find(|(_, known)| matches!(known, Known::Settled(_)));
+            if let Some(number) = outcome.map(|(number, _)| *number) {
+                self.known.remove(&number);
+            }
+        }
     }
 
     /// What is to be handed over now, if anything is. `hearing` makes what it is

@@ -53,8 +53,8 @@ pub(crate) const MOST_UNDER_WAY: usize = 1024;
 /// and is not to hold up the others on its links for long.
 pub(crate) const LARGEST: usize = 1 << 20;
 
-/// What a node holds of others' broadcasts until they are settled. It hands back
-/// what it has no room for, and their origins try again.
+/// What a node holds of others' broadcasts until they are settled, and remembers of
+/// them. It hands back what it has no room for, and their origins try again.
 pub(crate) const ROOM: Bounds = Bounds {
     per_peer: 64 << 20,
     per_node: 256 << 20,

@@ -256,7 +256,7 @@ impl Relay {
             deadline: deadline.clone(),
             patience,
             message: message.unwrap_or_default(),
-            _room: None,
+            room: None,
         };
         let answer = Answer::Sender {
             waiter,

@@ -183,10 +183,8 @@ impl Relay {
         }
         let now = Instant::now();
         let copy = broadcast.copy;
-        let no_room = room.is_none();
-        let (letter, addressees) =
-            Letter::read(broadcast, room, now).ok_or("broadcasts that make no sense")?;
-        let letter = Arc::new(letter);
+        let (mut letter, addressees) =
+            Letter::read(broadcast, now).ok_or("broadcasts that make no sense")?;
         let origin = letter.origin;
         let mut state = self.state();
         let arrived = state.arrived.entry((place_of(lane), origin)).or_default();
@@ -194,10 +192,11 @@ impl Relay {
             return Err("more broadcasts than may be under way");
         }
         *arrived += 1;
-        let mut errand = Errand::of_copy(letter.clone(), lane.clone(), copy, now);
         let in_time = letter.deadline.at() > now;
         let foreign = lane.label != self.place.label || origin == self.me();
-        if state.ended || no_room || foreign || !in_time {
+        let welcome = !state.ended && !foreign && in_time;
+        let Some(mut room) = room.filter(|_| welcome) else {
+            let mut errand = Errand::of_copy(Arc::new(letter), lane.clone(), copy, now);
             if let Answer::Parent { late, .. } = &mut errand.answer {
                 late.extend(addressees.iter().map(|addressee| addressee.node));
             }
@@ -205,15 +204,23 @@ impl Relay {
             self.settle(&mut state, id);
             self.done(state);
             return Ok(());
-        }
+        };
         let (here, others): (Vec<_>, Vec<_>) = addressees
             .into_iter()
             .partition(|addressee| self.is_me(addressee));
-        self.note(&mut state, errand.due());
-        let id = state.begin(errand);
-        if let Some(addressee) = here.first() {
+        if !here.is_empty() {
             let inflow = state.inflows.entry(origin);
             let inflow = inflow.or_insert_with(|| Inflow::new(now));
+            inflow.keep(&mut room);
+        }
+        letter.room = Some(room);
+        let letter = Arc::new(letter);
+        let errand = Errand::of_copy(letter.clone(), lane.clone(), copy, now);
+        self.note(&mut state, errand.due());
+        let id = state.begin(errand);
+        if let Some(addressee) = here.first()
+            && let Some(inflow) = state.inflows.get_mut(&origin)
+        {
             let known = inflow.take_in(&letter, addressee.previous, id);
             self.note(&mut state, letter.patience.min(letter.deadline.at()));
             if let Some(errand) = state.errands.get_mut(&id) {

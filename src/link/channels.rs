@@ -8,6 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     INLINE_BYTES, Incoming, Inlets, Lane, Verdict,
+    incoming::UNREAD_BYTES,
     pace::UnknownMark,
     room::{PeerRoom, Taken},
     transfer::{Assembly, ChunkError},
@@ -18,6 +19,11 @@ use crate::proto::{self, LinkRequest};
 /// may be together, in bytes.
 const MAX_CHANNELS: usize = 1 << 16;
 const MAX_NAMES: usize = 512 * MAX_CHANNELS;
+
+/// What a node holds of a broadcast beside its message, and for each addressee,
+/// about.
+const BROADCAST_BYTES: usize = 512;
+const PER_ADDRESSEE: usize = 64;
 
 /// What is wrong with a frame, so that the link has to end.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,8 @@ pub(crate) enum ProtocolError {
     InTheMidst { channel: u32 },
     #[error("{0}")]
     Chunk(#[from] ChunkError),
+    #[error("{UNREAD_BYTES} bytes of answers that it has not read")]
+    Unread,
     #[error("{0}")]
     Mark(#[from] UnknownMark),
 }
@@ -137,7 +145,9 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
                 None => return Err(ProtocolError::UnknownChannel { channel }),
                 Some(None) => self.incoming.send_back(broadcast),
                 Some(Some((inlets, lane))) => {
-                    let room = self.broadcast_room.try_take(broadcast.message.len());
+                    let addressees = PER_ADDRESSEE * broadcast.addressees.len();
+                    let size = BROADCAST_BYTES + addressees + broadcast.message.len();
+                    let room = self.broadcast_room.try_take(size);
                     let inlet = &inlets.broadcasts;
                     inlet
                         .arrived(lane, broadcast, room)
@@ -151,7 +161,11 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         for proceed in &frame.proceeds {
             self.incoming.go_on(proceed);
         }
-        Ok(self.incoming.heard(frame.mark, frame.read)?)
+        self.incoming.heard(frame.mark, frame.read)?;
+        match self.incoming.is_read() {
+            true => Ok(()),
+            false => Err(ProtocolError::Unread),
+        }
     }
 
     /// Where so many messages of a channel go, if that much was granted.

@@ -27,6 +27,10 @@ use crate::{
 /// a peer may have put together by default.
 const WAITING_BYTES: usize = 128 << 20;
 
+/// So many bytes of other answers may wait for the peer to read them. One that
+/// sends on without reading breaks the protocol.
+pub(super) const UNREAD_BYTES: usize = 64 << 20;
+
 /// Where the messages of one namespace go on this node.
 pub(crate) trait Inlet: Send + Sync {
     /// Starts to grant to a channel of a link.
@@ -67,6 +71,8 @@ struct Shared {
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
+    /// What these, the grants and the proceeds take, in bytes, about.
+    unread: usize,
     pace: Pace,
     /// By channel: what the peer may have under way, and has.
     under_way: HashMap<u32, UnderWay>,
@@ -133,13 +139,18 @@ impl Incoming {
         self.over.cancelled().await;
     }
 
+    /// Whether the peer reads what it is told.
+    pub(super) fn is_read(&self) -> bool {
+        self.shared().unread < UNREAD_BYTES
+    }
+
     /// Tells the peer that nobody receives a namespace here.
     pub(crate) fn refuse(&self, channel: u32) {
         self.say(|shared| {
-            shared.grants.push(proto::Grant {
+            shared.grant(proto::Grant {
                 channel,
                 ..proto::Grant::default()
-            })
+            });
         });
     }
 
@@ -154,7 +165,7 @@ impl Incoming {
             done: true,
             ..proto::Confirmation::default()
         };
-        self.say(|shared| shared.confirmations.push(answer));
+        self.say(|shared| shared.confirm(answer));
     }
 
     /// Counts messages that have arrived. `false` if they are more than was
@@ -176,6 +187,7 @@ impl Incoming {
     /// Lets a large message go on.
     pub(super) fn let_go_on(&self, channel: u32, sequence: u64) {
         self.say(|shared| {
+            shared.unread += size_of::<proto::Proceed>();
             shared.proceeds.push(proto::Proceed {
                 channel,
                 sequence,
@@ -254,7 +266,7 @@ impl Lane {
         self.incoming.say(|shared| {
             let under_way = shared.under_way.entry(self.channel).or_default();
             under_way.granted = under_way.granted.max(window.into());
-            shared.grants.push(proto::Grant {
+            shared.grant(proto::Grant {
                 channel: self.channel,
                 window,
                 refusal,
@@ -305,12 +317,21 @@ impl Lane {
             channel: self.channel,
             ..answer
         };
-        self.incoming
-            .say(|shared| shared.confirmations.push(answer));
+        self.incoming.say(|shared| shared.confirm(answer));
     }
 }
 
 impl Shared {
+    fn grant(&mut self, grant: proto::Grant) {
+        self.unread += size_of_val(&grant) + grant.refusal.len();
+        self.grants.push(grant);
+    }
+
+    fn confirm(&mut self, answer: proto::Confirmation) {
+        self.unread += size_of_val(&answer) + size_of_val(&answer.returned[..]);
+        self.confirmations.push(answer);
+    }
+
     fn is_idle(&self) -> bool {
         let large = self.large.front().is_some_and(|(.., large)| !large.waits());
         self.answer.is_none()
@@ -412,6 +433,7 @@ impl Shared {
                 under_way.messages = under_way.messages.saturating_sub(verdict.count);
             }
         }
+        self.unread = 0;
         let mut frame = LinkReply {
             opened: self.answer.take().map(|answer| Opened {
                 answer: answer.into(),
@@ -516,6 +538,22 @@ mod tests {
         let told = told.unwrap();
         assert!((many / 3..=many).contains(&told), "after {told} replies");
         assert_eq!(incoming.shared().waiting, 0);
+    }
+
+    #[test]
+    fn answers_that_the_peer_does_not_read_have_a_bound() {
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let broadcast = proto::Broadcast {
+            addressees: vec![proto::Addressee::default(); UNREAD_BYTES / 4 / size_of::<u64>()],
+            ..proto::Broadcast::default()
+        };
+        for _ in 0..4 {
+            assert!(incoming.is_read());
+            incoming.send_back(broadcast.clone());
+        }
+        assert!(!incoming.is_read());
+        assert_eq!(incoming.shared().frame().confirmations.len(), 4);
+        assert!(incoming.is_read());
     }
 
     #[test]

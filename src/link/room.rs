@@ -30,8 +30,19 @@ pub(crate) struct PeerRoom {
 
 /// Room that is taken, until this is dropped.
 pub(crate) struct Taken {
-    _peer: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+    peer: OwnedSemaphorePermit,
+    node: OwnedSemaphorePermit,
+}
+
+impl Taken {
+    /// Parts with some of the room, if it is so much, for what is held longer.
+    pub(crate) fn part(&mut self, bytes: usize) -> Option<Self> {
+        let units = units(bytes) as usize;
+        Some(Self {
+            peer: self.peer.split(units)?,
+            node: self.node.split(units)?,
+        })
+    }
 }
 
 fn units(bytes: usize) -> u32 {
@@ -61,8 +72,8 @@ impl PeerRoom {
     pub(crate) fn try_take(&self, bytes: usize) -> Option<Taken> {
         let units = units(bytes);
         Some(Taken {
-            _peer: self.peer.clone().try_acquire_many_owned(units).ok()?,
-            _node: self.node.clone().try_acquire_many_owned(units).ok()?,
+            peer: self.peer.clone().try_acquire_many_owned(units).ok()?,
+            node: self.node.clone().try_acquire_many_owned(units).ok()?,
         })
     }
 
@@ -73,8 +84,8 @@ impl PeerRoom {
         async move {
             // Nobody closes them; if it were so, there would be no room.
             Some(Taken {
-                _peer: peer.acquire_many_owned(units).await.ok()?,
-                _node: node.acquire_many_owned(units).await.ok()?,
+                peer: peer.acquire_many_owned(units).await.ok()?,
+                node: node.acquire_many_owned(units).await.ok()?,
             })
         }
     }
@@ -105,6 +116,14 @@ mod tests {
         let waits = other.take(2 * MIB);
         drop(taken);
         assert!(waits.now_or_never().flatten().is_some());
+
+        let mut taken = one.try_take(2 * MIB).unwrap();
+        let part = taken.part(MIB).unwrap();
+        assert!(taken.part(2 * MIB).is_none());
+        drop(taken);
+        assert!(one.try_take(2 * MIB).is_none(), "the part is still held");
+        drop(part);
+        assert!(one.try_take(2 * MIB).is_some());
     }
 
     #[test]

@@ -88,10 +88,10 @@ async fn a_node_hands_back_the_copies_that_it_has_no_room_for() {
     let stalled = node.namespace::<Event>("events").receiver(1);
     stalled.ready().await.unwrap();
     let mut peer = Peer::open(&node, "Event").await;
-    // Held are 64 MiB of a peer.
+    // Held are 64 MiB of a peer; here are 100 with what there is beside them.
     for number in 1..=100 {
         peer.pass_on(vec![Broadcast {
-            message: vec![0xc1; 1 << 20].into(),
+            message: vec![0xc1; (1 << 20) - 1_000].into(),
             ..copy(&node, number, 0)
         }]);
     }
@@ -104,6 +104,37 @@ async fn a_node_hands_back_the_copies_that_it_has_no_room_for() {
     peer.answers(64).await;
     peer.pass_on(vec![copy(&node, 101, 0)]);
     assert!(!peer.answers(1).await[0].late);
+    shut_down(vec![node]).await;
+}
+
+#[actix::test]
+async fn who_makes_up_origins_costs_its_bound_and_harms_nobody() {
+    let node = builder().start().await.unwrap();
+    let seen = collect_on(std::slice::from_ref(&node), "events")
+        .await
+        .remove(0);
+    let of = |origin| Broadcast {
+        copy: origin,
+        origin,
+        remaining: 3_600_000,
+        ..copy(&node, 1, 0)
+    };
+    let mut peer = Peer::open(&node, "Event").await;
+    let (mut confirmed, mut late) = (0, 0);
+    for first in (1..=70_000).step_by(1_000) {
+        peer.pass_on((first..first + 1_000).map(of).collect());
+        for answer in peer.answers(1_000).await {
+            confirmed += answer.confirmed;
+            late += u64::from(answer.late);
+        }
+    }
+    // Each takes 1 KiB as long as it is remembered, and a peer has 64 MiB.
+    assert_eq!((confirmed, late), (65_536, 70_000 - 65_536));
+
+    let mut another = Peer::open(&node, "Event").await;
+    another.pass_on(vec![of(70_001)]);
+    assert_eq!(another.answers(1).await[0].confirmed, 1);
+    assert_eq!(received(&seen).len(), 65_537);
     shut_down(vec![node]).await;
 }
 
