@@ -1,7 +1,11 @@
 //! What the cluster has agreed on, as plain data: who is up, who receives
 //! what, and the commands that change it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +99,11 @@ pub(crate) struct Receivers {
     pub(crate) nodes: BTreeMap<NodeId, u64>,
 }
 
+/// What has been proposed may be agreed late: the view knows of so many nodes that
+/// are gone in which boot they last were there, and takes none back in an earlier
+/// one.
+const GONE: usize = 1024;
+
 /// A node's copy of the agreed facts.
 ///
 /// Namespaces share their receivers between one view and the next, so that a
@@ -106,6 +115,9 @@ pub(crate) struct View {
     pub(crate) formation: u64,
     pub(crate) nodes: BTreeMap<NodeId, Member>,
     pub(crate) receivers: BTreeMap<Arc<str>, Arc<Receivers>>,
+    /// The nodes that are gone, with their last boots, in the order in which they
+    /// went.
+    gone: Arc<VecDeque<(NodeId, u64)>>,
 }
 
 impl View {
@@ -149,11 +161,21 @@ impl View {
         }
     }
 
+    /// Whether the node was there in a later boot, as far as is known.
+    fn is_past(&self, node: NodeId, boot: u64) -> bool {
+        let up = self.nodes.get(&node).map(|member| member.boot);
+        let gone = self.gone.iter().filter(|(gone, _)| *gone == node);
+        gone.map(|(_, boot)| *boot)
+            .chain(up)
+            .any(|last| last > boot)
+    }
+
     fn node_up(&mut self, node: NodeId, boot: u64, address: &Arc<str>) {
-        match self.nodes.get(&node) {
-            Some(member) if member.boot > boot => return,
-            Some(member) if member.boot == boot => {}
-            _ => self.remove(node),
+        if self.is_past(node, boot) {
+            return;
+        }
+        if !self.is_up(node, boot) {
+            self.remove(node);
         }
         // An address has one node: whoever was there before has lost its disk.
         let replaced: Vec<NodeId> = self
@@ -167,10 +189,20 @@ impl View {
         }
         let address = address.clone();
         self.nodes.insert(node, Member { address, boot });
+        if self.gone.iter().any(|(gone, _)| *gone == node) {
+            Arc::make_mut(&mut self.gone).retain(|(gone, _)| *gone != node);
+        }
     }
 
     fn remove(&mut self, node: NodeId) {
-        self.nodes.remove(&node);
+        let Some(member) = self.nodes.remove(&node) else {
+            return;
+        };
+        let gone = Arc::make_mut(&mut self.gone);
+        gone.push_back((node, member.boot));
+        if gone.len() > GONE {
+            gone.pop_front();
+        }
         let received: Vec<Arc<str>> = self
             .receivers
             .iter()
@@ -308,6 +340,21 @@ mod tests {
         }
         assert_eq!(view.nodes, before.nodes);
         assert_eq!(view.receivers, before.receivers);
+    }
+
+    #[test]
+    fn a_node_that_is_gone_does_not_come_back_in_an_earlier_boot() {
+        let down = Command::NodeDown {
+            node: NodeId(1),
+            boot: 2,
+        };
+        let mut view = view(&[up(1, 1, "a"), up(1, 2, "a"), down]);
+        view.apply(&up(1, 1, "a"));
+        assert!(view.nodes.is_empty());
+        // One that was only thought to be gone comes back as it was.
+        view.apply(&up(1, 2, "a"));
+        assert!(view.is_up(NodeId(1), 2));
+        assert!(view.gone.is_empty());
     }
 
     #[test]

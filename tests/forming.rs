@@ -2,10 +2,18 @@
 
 mod common;
 
-use std::{fs, time::Duration};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use common::*;
-use dchan::{Cluster, StartError};
+use dchan::{
+    Cluster, StartError,
+    transport::{BoxFuture, Connection, Listener, Tcp, Transport},
+};
 use futures_util::future::join_all;
 
 /// Waits until all nodes see the same members, one leader, and so many voters.
@@ -163,6 +171,84 @@ async fn peers_can_be_host_names() {
     let unknown = builder().peers(["nobody.invalid:1"]);
     let unknown = unknown.join_timeout(Duration::from_millis(200)).start();
     assert!(matches!(unknown.await, Err(StartError::NotJoined { .. })));
+}
+
+/// TCP with a name that stands for several addresses, of which a connection takes
+/// the first that answers.
+#[derive(Clone, Debug, Default)]
+struct Named(Arc<Mutex<Vec<String>>>);
+
+impl Named {
+    const NAME: &str = "cluster.test:7000";
+
+    fn stands_for<const N: usize>(&self, addresses: [&str; N]) {
+        *self.0.lock().unwrap() = addresses.map(str::to_owned).into();
+    }
+
+    fn addresses(&self, name: &str) -> Vec<String> {
+        match name {
+            Self::NAME => self.0.lock().unwrap().clone(),
+            address => vec![address.to_owned()],
+        }
+    }
+}
+
+impl Transport for Named {
+    fn listen<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Tcp.listen(addr)
+    }
+
+    fn connect<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        Box::pin(async {
+            let mut connected = Err(io::ErrorKind::NotFound.into());
+            for address in self.addresses(addr) {
+                connected = Tcp.connect(&address).await;
+                if connected.is_ok() {
+                    break;
+                }
+            }
+            connected
+        })
+    }
+
+    fn look_up<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        let addresses = self.addresses(name);
+        Box::pin(async move {
+            let addresses = addresses.iter().map(|address| address.parse());
+            addresses
+                .collect::<Result<_, _>>()
+                .map_err(io::Error::other)
+        })
+    }
+}
+
+#[actix::test]
+async fn a_node_comes_back_though_all_have_moved_by_a_name_that_it_has_itself() {
+    let (its, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (name, here) = (Named::default(), free_address());
+    let first = || builder().data_dir(others.path()).start();
+    let second = || {
+        Cluster::builder(&here)
+            .join_timeout(PATIENCE)
+            .transport(name.clone())
+            .peers([Named::NAME])
+            .data_dir(its.path())
+            .start()
+    };
+    let other = first().await.unwrap();
+    name.stands_for([&other.address()]);
+    let node = second().await.unwrap();
+    shut_down(vec![node]).await;
+    until("it has left", || other.status().nodes.len() == 1).await;
+    let before = other.address().to_owned();
+    shut_down(vec![other]).await;
+
+    let other = first().await.unwrap();
+    assert_ne!(other.address(), before);
+    name.stands_for([&here, &other.address()]);
+    let node = second().await.unwrap();
+    until("it is back", || other.status().nodes.len() == 2).await;
+    shut_down(vec![node, other]).await;
 }
 
 #[actix::test]

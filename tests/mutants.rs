@@ -258,9 +258,25 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "keep-what-earlier-boots-registered",
         file: "src/view.rs",
-        sound: "            _ => self.remove(node),",
-        faulty: "            _ => {}",
+        sound: "        if !self.is_up(node, boot) {
+            self.remove(node);",
+        faulty: "        if boot == u64::MAX {
+            self.remove(node);",
         caught_by: SIMULATION,
+    },
+    Mutant {
+        name: "come-back-in-an-earlier-boot",
+        file: "src/view.rs",
+        sound: "if self.is_past(node, boot) {",
+        faulty: "if self.nodes.get(&node).is_some_and(|up| up.boot > boot) {",
+        caught_by: &["--lib", "view::"],
+    },
+    Mutant {
+        name: "ask-one-node-behind-a-name",
+        file: "src/raft/submit.rs",
+        sound: "contacts.extend(self.connections.look_up(name).await);",
+        faulty: "contacts.insert(name.clone());",
+        caught_by: &["--test", "forming"],
     },
     Mutant {
         name: "register-for-an-earlier-boot",

@@ -18,6 +18,9 @@ use crate::{
 /// How long a proposal may take to be agreed. What is cut off then may still
 /// be; every command is safe to propose again.
 pub(super) const SUBMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long somebody may take who is to hand it to the leader, before the next
+/// one is asked.
+const CONTACT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Proposes a command on the leader and waits until it is applied there.
 pub(super) async fn write(raft: &Raft, command: Command) -> SubmitReply {
@@ -45,7 +48,7 @@ pub(super) struct Submitter {
     pub(super) metrics: watch::Receiver<Metrics>,
     pub(super) agreed: watch::Receiver<Arc<View>>,
     pub(super) connections: Connections,
-    /// Addresses of nodes that may know who leads.
+    /// Names and addresses of nodes that may know who leads.
     pub(super) contacts: Vec<Arc<str>>,
     pub(super) clocks: Clocks,
     /// Whether this node, where it leads, can have something agreed.
@@ -54,16 +57,16 @@ pub(super) struct Submitter {
 
 impl Submitter {
     /// Brings a proposal of this node's own to the leader: by way of whoever
-    /// answers, if this node does not know who leads.
+    /// answers, if this node does not know who leads, or only who once did.
     pub(super) async fn submit(self, request: SubmitRequest) -> SubmitReply {
-        let answer = self.pass_on(request.clone()).await;
+        let mut answer = self.pass_on(request.clone()).await;
         if answer.outcome() != Outcome::NoLeader {
             return answer;
         }
-        for contact in self.contacts_in_turn() {
-            let answer = self.ask(&contact, request.clone()).await;
+        for contact in self.all_contacts().await {
+            answer = self.ask(&contact, request.clone(), CONTACT_TIMEOUT).await;
             if answer.outcome() != Outcome::NoLeader {
-                return answer;
+                break;
             }
         }
         answer
@@ -81,7 +84,7 @@ impl Submitter {
             Some(leader) if !request.passed_on => match self.address_of(leader) {
                 Some(address) => {
                     request.passed_on = true;
-                    self.ask(&address, request).await
+                    self.ask(&address, request, SUBMIT_TIMEOUT).await
                 }
                 None => reply(Outcome::NoLeader, "the leader's address is not known"),
             },
@@ -89,10 +92,15 @@ impl Submitter {
         }
     }
 
-    fn contacts_in_turn(&self) -> BTreeSet<Arc<str>> {
-        let view = self.agreed.borrow();
+    /// The addresses of all nodes that may know who leads. A name may stand for
+    /// several, this node among them.
+    async fn all_contacts(&self) -> BTreeSet<Arc<str>> {
+        let view = self.agreed.borrow().clone();
         let members = view.nodes.values().map(|member| member.address.clone());
-        let mut contacts: BTreeSet<_> = members.chain(self.contacts.iter().cloned()).collect();
+        let mut contacts: BTreeSet<_> = members.collect();
+        for name in &self.contacts {
+            contacts.extend(self.connections.look_up(name).await);
+        }
         contacts.remove(&self.me.address);
         contacts
     }
@@ -109,15 +117,20 @@ impl Submitter {
             .map(|node| node.addr.as_str().into())
     }
 
-    async fn ask(&self, address: &Arc<str>, request: SubmitRequest) -> SubmitReply {
+    async fn ask(
+        &self,
+        address: &Arc<str>,
+        request: SubmitRequest,
+        patience: Duration,
+    ) -> SubmitReply {
         let Ok(mut peer) = self.connections.peer(address) else {
             return reply(Outcome::NoLeader, format!("{address} is not an address"));
         };
-        match timeout(SUBMIT_TIMEOUT, peer.submit(request)).await {
+        match timeout(patience, peer.submit(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => reply(Outcome::NoLeader, status.to_string()),
             Err(_) => reply(
-                Outcome::TimedOut,
+                Outcome::NoLeader,
                 format!("{address} did not answer in time"),
             ),
         }
