@@ -99,9 +99,8 @@ pub(crate) struct Receivers {
     pub(crate) nodes: BTreeMap<NodeId, u64>,
 }
 
-/// What has been proposed may be agreed late: the view knows of so many nodes that
-/// are gone in which boot they last were there, and takes none back in an earlier
-/// one.
+/// What has been proposed may be agreed late: of the last so many boots that went
+/// the view knows which they were, and takes no node back in an earlier one.
 const GONE: usize = 1024;
 
 /// A node's copy of the agreed facts.
@@ -115,8 +114,7 @@ pub(crate) struct View {
     pub(crate) formation: u64,
     pub(crate) nodes: BTreeMap<NodeId, Member>,
     pub(crate) receivers: BTreeMap<Arc<str>, Arc<Receivers>>,
-    /// The nodes that are gone, with their last boots, in the order in which they
-    /// went.
+    /// The boots that went, in that order.
     gone: Arc<VecDeque<(NodeId, u64)>>,
 }
 
@@ -189,9 +187,6 @@ impl View {
         }
         let address = address.clone();
         self.nodes.insert(node, Member { address, boot });
-        if self.gone.iter().any(|(gone, _)| *gone == node) {
-            Arc::make_mut(&mut self.gone).retain(|(gone, _)| *gone != node);
-        }
     }
 
     fn remove(&mut self, node: NodeId) {
@@ -354,7 +349,6 @@ mod tests {
         // One that was only thought to be gone comes back as it was.
         view.apply(&up(1, 2, "a"));
         assert!(view.is_up(NodeId(1), 2));
-        assert!(view.gone.is_empty());
     }
 
     #[test]

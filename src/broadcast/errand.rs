@@ -24,6 +24,15 @@ use crate::{
 /// then, so that the sender still hears of it by the deadline.
 const STEP: Duration = Duration::from_millis(250);
 
+/// What an errand takes beside its message, and for each addressee, about.
+const ERRAND_BYTES: usize = 512;
+const ADDRESSEE_BYTES: usize = 64;
+
+/// How much room a broadcast takes that a peer has passed on.
+pub(super) fn size_of(broadcast: &proto::Broadcast) -> usize {
+    ERRAND_BYTES + ADDRESSEE_BYTES * broadcast.addressees.len() + broadcast.message.len()
+}
+
 /// A process that broadcasts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {

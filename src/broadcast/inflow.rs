@@ -200,3 +200,51 @@ impl Inflow {
         expiries.chain(patiences).min().unwrap_or(over).min(over)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::relay::Heard, *};
+    use crate::{broadcast::errand::Source, proto, view::NodeId};
+
+    const ORIGIN: Source = Source {
+        node: NodeId(1),
+        boot: 1,
+    };
+
+    fn letter(sequence: u64) -> Arc<Letter> {
+        let broadcast = proto::Broadcast {
+            sequence,
+            settled: 1,
+            remaining: 60_000,
+            patience: 60_000,
+            addressees: vec![proto::Addressee::default()],
+            ..proto::Broadcast::default()
+        };
+        let (letter, _) = Letter::read(broadcast, Instant::now()).unwrap();
+        Arc::new(letter)
+    }
+
+    #[test]
+    fn of_an_origin_that_has_not_settled_an_old_one_the_latest_are_remembered() {
+        let mut inflow = Inflow::new(Instant::now());
+        let hearing = |number| Hearing::new(Weak::new(), Heard::Of(ORIGIN, number));
+        let last = 2 * MOST_ARRIVED as u64;
+        for number in 1..=last {
+            assert_eq!(inflow.take_in(&letter(number), number - 1, number), None);
+            assert!(inflow.next(hearing).is_some());
+            // The first one stays with its recipient.
+            if number > 1 {
+                inflow.heard(number, Outcome::Confirmed);
+            }
+        }
+        assert_eq!(inflow.known.len(), MOST_ARRIVED);
+        let confirmed = Some(Outcome::Confirmed);
+        assert_eq!(inflow.take_in(&letter(last), last - 1, 0), confirmed);
+        assert_eq!(inflow.take_in(&letter(2), 1, 0), Some(Outcome::Gone));
+        assert!(
+            inflow.next(hearing).is_none(),
+            "it is not handed over again"
+        );
+        assert_eq!(inflow.heard(1, Outcome::Confirmed), [1]);
+    }
+}

@@ -41,7 +41,7 @@ use std::{
 
 pub(crate) use self::relay::{Place, Relay, Route};
 use crate::{
-    link::{Bounds, BroadcastFeedback, BroadcastInlet, Lane, Link, Taken},
+    link::{Bounds, BroadcastFeedback, BroadcastInlet, Lane, Link, PeerRoom},
     proto,
 };
 
@@ -133,7 +133,7 @@ impl BroadcastInlet for Relay {
         &self,
         lane: &Arc<Lane>,
         broadcast: proto::Broadcast,
-        room: Option<Taken>,
+        room: &PeerRoom,
     ) -> Result<(), &'static str> {
         Relay::arrived(self, lane, broadcast, room)
     }

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     LARGEST, MOST_ARRIVED, MOST_PASSED,
-    errand::{Answer, Copy, Errand, Letter, Source},
+    errand::{Answer, Copy, Errand, Letter, Source, size_of},
     hearing::{Audience, HandOver, Hearing, Outcome},
     inflow::Inflow,
     origin::Outflow,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     delivery::Timekeeper,
-    link::{Lane, Link, Taken},
+    link::{Lane, Link, PeerRoom},
     proto,
     status::BroadcastCounts,
     view::{NodeId, Receivers, View},
@@ -170,19 +170,19 @@ impl Relay {
 
     // What the links and the recipients call.
 
-    /// Takes in a copy from a peer, for which there may be room. The error says
-    /// what is wrong with it, so that the link has to end.
+    /// Takes in a copy from a peer, or hands it back where that has no room for it.
+    /// The error says what is wrong with it, so that the link has to end.
     pub(crate) fn arrived(
         &self,
         lane: &Arc<Lane>,
         broadcast: proto::Broadcast,
-        room: Option<Taken>,
+        room: &PeerRoom,
     ) -> Result<(), &'static str> {
         if broadcast.message.len() > LARGEST {
             return Err("a broadcast that is too large");
         }
         let now = Instant::now();
-        let copy = broadcast.copy;
+        let (copy, size) = (broadcast.copy, size_of(&broadcast));
         let (mut letter, addressees) =
             Letter::read(broadcast, now).ok_or("broadcasts that make no sense")?;
         let origin = letter.origin;
@@ -195,7 +195,7 @@ impl Relay {
         let in_time = letter.deadline.at() > now;
         let foreign = lane.label != self.place.label || origin == self.me();
         let welcome = !state.ended && !foreign && in_time;
-        let Some(mut room) = room.filter(|_| welcome) else {
+        let Some(mut taken) = welcome.then(|| room.try_take(size)).flatten() else {
             let mut errand = Errand::of_copy(Arc::new(letter), lane.clone(), copy, now);
             if let Answer::Parent { late, .. } = &mut errand.answer {
                 late.extend(addressees.iter().map(|addressee| addressee.node));
@@ -211,9 +211,9 @@ impl Relay {
         if !here.is_empty() {
             let inflow = state.inflows.entry(origin);
             let inflow = inflow.or_insert_with(|| Inflow::new(now));
-            inflow.keep(&mut room);
+            inflow.keep(&mut taken);
         }
-        letter.room = Some(room);
+        letter.room = Some(taken);
         let letter = Arc::new(letter);
         let errand = Errand::of_copy(letter.clone(), lane.clone(), copy, now);
         self.note(&mut state, errand.due());

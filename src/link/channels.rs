@@ -20,11 +20,6 @@ use crate::proto::{self, LinkRequest};
 const MAX_CHANNELS: usize = 1 << 16;
 const MAX_NAMES: usize = 512 * MAX_CHANNELS;
 
-/// What a node holds of a broadcast beside its message, and for each addressee,
-/// about.
-const BROADCAST_BYTES: usize = 512;
-const PER_ADDRESSEE: usize = 64;
-
 /// What is wrong with a frame, so that the link has to end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProtocolError {
@@ -145,12 +140,9 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
                 None => return Err(ProtocolError::UnknownChannel { channel }),
                 Some(None) => self.incoming.send_back(broadcast),
                 Some(Some((inlets, lane))) => {
-                    let addressees = PER_ADDRESSEE * broadcast.addressees.len();
-                    let size = BROADCAST_BYTES + addressees + broadcast.message.len();
-                    let room = self.broadcast_room.try_take(size);
                     let inlet = &inlets.broadcasts;
                     inlet
-                        .arrived(lane, broadcast, room)
+                        .arrived(lane, broadcast, &self.broadcast_room)
                         .map_err(|problem| ProtocolError::Broadcast { channel, problem })?;
                 }
             }

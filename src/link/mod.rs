@@ -25,7 +25,7 @@ pub(crate) use self::{
     channels::Channels,
     incoming::{Incoming, Inlet, Inlets, Lane, Replies},
     outgoing::{Link, Links, Target},
-    room::{Bounds, Room, Taken},
+    room::{Bounds, PeerRoom, Room, Taken},
     transfer::{INLINE_BYTES, Sending},
 };
 
@@ -122,6 +122,6 @@ pub(crate) trait BroadcastInlet: Send + Sync {
         &self,
         lane: &Arc<Lane>,
         broadcast: proto::Broadcast,
-        room: Option<Taken>,
+        room: &PeerRoom,
     ) -> Result<(), &'static str>;
 }

@@ -37,9 +37,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(10);
 /// What one side writes, and the marks on what it reads.
 #[derive(Default)]
 pub(super) struct Pace {
-    all: Bytes,
+    all: Progress,
     /// Those of large messages.
-    chunks: Bytes,
+    chunks: Progress,
     /// What the peer reads in the shortest round trip: the most of late, for one
     /// in which there was little to read tells little.
     needed: u64,
@@ -56,14 +56,14 @@ pub(super) struct Pace {
     to_return: u64,
 }
 
-/// How many have been written, and how many of them have been read.
+/// How many bytes have been written, and how many of them have been read.
 #[derive(Clone, Copy, Default)]
-struct Bytes {
+struct Progress {
     written: u64,
     read: u64,
 }
 
-impl Bytes {
+impl Progress {
     fn ahead(self) -> u64 {
         self.written - self.read
     }
