@@ -82,6 +82,13 @@ fn copy(node: &Cluster, sequence: u8, behind: u64) -> Broadcast {
     }
 }
 
+/// A node that receives `events`, and what it has received.
+async fn receiving() -> (Cluster, Seen) {
+    let node = builder().start().await.unwrap();
+    let mut seen = collect_on(std::slice::from_ref(&node), "events").await;
+    (node, seen.remove(0))
+}
+
 #[actix::test]
 async fn a_node_hands_back_the_copies_that_it_has_no_room_for() {
     let node = builder().start().await.unwrap();
@@ -109,10 +116,7 @@ async fn a_node_hands_back_the_copies_that_it_has_no_room_for() {
 
 #[actix::test]
 async fn who_makes_up_origins_costs_its_bound_and_harms_nobody() {
-    let node = builder().start().await.unwrap();
-    let seen = collect_on(std::slice::from_ref(&node), "events")
-        .await
-        .remove(0);
+    let (node, seen) = receiving().await;
     let of = |origin| Broadcast {
         copy: origin,
         origin,
@@ -140,10 +144,7 @@ async fn who_makes_up_origins_costs_its_bound_and_harms_nobody() {
 
 #[actix::test]
 async fn copies_that_come_twice_or_early_are_handed_over_once_and_in_order() {
-    let node = builder().start().await.unwrap();
-    let seen = collect_on(std::slice::from_ref(&node), "events")
-        .await
-        .remove(0);
+    let (node, seen) = receiving().await;
     let mut peer = Peer::open(&node, "Event").await;
     let late = copy(&node, 1, 0);
     let early: Vec<_> = (2..=4).rev().map(|number| copy(&node, number, 1)).collect();
@@ -186,10 +187,7 @@ async fn copies_that_come_twice_or_early_are_handed_over_once_and_in_order() {
 
 #[actix::test]
 async fn what_a_node_cannot_see_to_it_hands_back() {
-    let node = builder().start().await.unwrap();
-    let seen = collect_on(std::slice::from_ref(&node), "events")
-        .await
-        .remove(0);
+    let (node, seen) = receiving().await;
     let mut peer = Peer::open(&node, "Event").await;
     let stranger = Addressee {
         node: 77,

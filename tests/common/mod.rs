@@ -1,6 +1,7 @@
 //! What the tests share: clusters of real nodes on loopback.
 
-// Each test program uses some of it.
+// Each test program uses some of it, and none shows it to others. A test that cannot
+// go on panics.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod address;

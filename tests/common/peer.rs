@@ -1,6 +1,7 @@
 //! A peer that the test makes up, which says what a real one would not.
 
-// Each test program uses some of it.
+// Each test program uses some of it, and none shows it to others. A test that cannot
+// go on panics.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 /// The wire, as the crate has it.

@@ -1,7 +1,8 @@
 //! Child processes that are told what to do on their standard input and say
 //! what they have done on their standard output, line by line.
 
-// Each test program uses some of it.
+// Each test program uses some of it, and none shows it to others. A test that cannot
+// go on panics.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 // A test program may have it twice.
