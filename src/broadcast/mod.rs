@@ -30,6 +30,7 @@ mod hearing;
 mod inflow;
 mod order;
 mod origin;
+mod passing;
 mod relay;
 mod tree;
 mod upkeep;

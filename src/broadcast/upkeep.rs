@@ -1,7 +1,7 @@
 //! What the node asks of a relay.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     future::poll_fn,
     task::Poll,
 };
@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::{
     errand::{Answer, Source},
     relay::{Relay, Route, State, Task},
-    tree::Addressee,
 };
 use crate::{error::DeliveryError, status::BroadcastCounts, view::NodeId};
 
@@ -183,41 +182,6 @@ impl Relay {
         for id in errands {
             let others = parts.remove(&id).unwrap_or_default();
             self.hand_back(state, id, others);
-        }
-    }
-
-    /// Sees again to all that wait. Where a receiver cannot be reached, one
-    /// broadcast is sent through any other one, which hands it back at once if
-    /// it does not reach it either; if it does, the rest goes the same way.
-    fn detour(&self, state: &mut State) {
-        self.try_again(state, |_| true);
-        let up: Vec<NodeId> = state
-            .routes
-            .iter()
-            .filter(|(_, route)| route.link.is_up())
-            .map(|(node, _)| *node)
-            .collect();
-        let mut tried = HashSet::new();
-        for id in state.own.errands() {
-            let Some(errand) = state.errands.get_mut(&id) else {
-                continue;
-            };
-            let Answer::Sender { waiting, .. } = &mut errand.answer else {
-                continue;
-            };
-            let first = |addressee: &mut Addressee| tried.insert(addressee.node);
-            let part: Vec<_> = waiting.extract_if(.., first).collect();
-            if part.is_empty() {
-                continue;
-            }
-            let via = up.get(rand::random_range(0..up.len().max(1)));
-            let passed = match via {
-                Some(via) => self.pass_on(state, id, *via, part),
-                None => Err(part),
-            };
-            if let Err(part) = passed {
-                self.put_off(state, id, part);
-            }
         }
     }
 }
