@@ -59,7 +59,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "confirm-before-handing-over",
-        file: "src/inbox/mod.rs",
+        file: "src/inbox/channel.rs",
         sound: "        state.backlog.extend(messages);",
         faulty: "        state.backlog.extend(messages.inspect(|arrived| {
             arrived.origin.accepted(arrived.sequence)
