@@ -28,6 +28,8 @@ mod message;
 mod rotation;
 
 /// The wire, as the crate has it.
+#[path = "../src/proto/codec.rs"]
+mod codec;
 mod proto {
     #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
     include!("../src/proto/dchan.v1.rs");

@@ -5,14 +5,21 @@
 
 use std::{env, fs, path::Path};
 
-/// Protocol files, each with its directory, and the code that is generated from
-/// them: the crate's own, and what the benches compare it with.
-const GENERATED: [(&str, &str, &str); 2] = [
-    ("proto", "dchan/v1/peer.proto", "src/proto/dchan.v1.rs"),
+/// Protocol files, each with its directory, the code that is generated from them,
+/// and the codec that this uses: the crate's own, and what the benches compare it
+/// with.
+const GENERATED: [(&str, &str, &str, &str); 2] = [
+    (
+        "proto",
+        "dchan/v1/peer.proto",
+        "src/proto/dchan.v1.rs",
+        "super::super::codec::Whole",
+    ),
     (
         "benches/cluster/worker/bare",
         "bare.proto",
         "benches/cluster/worker/bare/dchan.bench.rs",
+        "tonic_prost::ProstCodec",
     ),
 ];
 
@@ -21,11 +28,12 @@ const GENERATED: [(&str, &str, &str); 2] = [
 #[test]
 fn the_generated_code_matches_the_protocol_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (directory, protocol, committed) in GENERATED {
+    for (directory, protocol, committed, codec) in GENERATED {
         let out = tempfile::tempdir().unwrap();
         let descriptors = protox::compile([protocol], [root.join(directory)]).unwrap();
         tonic_prost_build::configure()
             .bytes(".")
+            .codec_path(codec)
             .out_dir(out.path())
             .compile_fds(descriptors)
             .unwrap();

@@ -690,7 +690,7 @@ pub mod peer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = super::super::codec::Whole::default();
             let path = http::uri::PathAndQuery::from_static("/dchan.v1.Peer/Hello");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("dchan.v1.Peer", "Hello"));
@@ -709,7 +709,7 @@ pub mod peer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = super::super::codec::Whole::default();
             let path = http::uri::PathAndQuery::from_static("/dchan.v1.Peer/Found");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("dchan.v1.Peer", "Found"));
@@ -728,7 +728,7 @@ pub mod peer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = super::super::codec::Whole::default();
             let path = http::uri::PathAndQuery::from_static("/dchan.v1.Peer/Submit");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("dchan.v1.Peer", "Submit"));
@@ -747,7 +747,7 @@ pub mod peer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = super::super::codec::Whole::default();
             let path = http::uri::PathAndQuery::from_static("/dchan.v1.Peer/Raft");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("dchan.v1.Peer", "Raft"));
@@ -769,7 +769,7 @@ pub mod peer_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = super::super::codec::Whole::default();
             let path = http::uri::PathAndQuery::from_static("/dchan.v1.Peer/Link");
             let mut req = request.into_streaming_request();
             req.extensions_mut().insert(GrpcMethod::new("dchan.v1.Peer", "Link"));
@@ -929,7 +929,7 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = HelloSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = super::super::codec::Whole::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -972,7 +972,7 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FoundSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = super::super::codec::Whole::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1015,7 +1015,7 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SubmitSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = super::super::codec::Whole::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1058,7 +1058,7 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RaftSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = super::super::codec::Whole::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1102,7 +1102,7 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LinkSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = super::super::codec::Whole::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,

@@ -5,6 +5,8 @@
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 /// The wire, as the crate has it.
+#[path = "../../src/proto/codec.rs"]
+mod codec;
 pub mod proto {
     #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
     include!("../../src/proto/dchan.v1.rs");
