@@ -21,7 +21,7 @@ use std::{
     io::{self, Read, Seek},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -161,7 +161,7 @@ const MUTANTS: &[Mutant] = &[
         file: "src/raft/propose.rs",
         sound: "if !is_up || self.may_be_evicted() {",
         faulty: "if !is_up {",
-        caught_by: &["--test", "processes", "silent_for_too_long"],
+        caught_by: SIMULATION,
     },
     Mutant {
         name: "evict-without-comparing-boots",
@@ -404,8 +404,8 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     let file = copy.join(mutant.file);
     let source = fs::read_to_string(&file).unwrap();
     let begin = Instant::now();
-    if !builds(copy, mutant.caught_by) {
-        return (false, "does not build without it".to_owned());
+    if let Err(said) = build(copy, mutant.caught_by) {
+        return (false, format!("does not build without it: {said}"));
     }
     let running = Instant::now();
     if !passes(copy, mutant.caught_by, PATIENCE) {
@@ -414,20 +414,14 @@ fn plant(mutant: &Mutant, copy: &Path) -> (bool, String) {
     // Those that hang with it are not waited for much longer than they take.
     let patience = Duration::from_secs(30) + 4 * running.elapsed();
     fs::write(&file, source.replace(mutant.sound, mutant.faulty)).unwrap();
-    let builds = builds(copy, mutant.caught_by);
-    let passed = builds && passes(copy, mutant.caught_by, patience);
+    let built = build(copy, mutant.caught_by);
+    let passed = built.is_ok() && passes(copy, mutant.caught_by, patience);
     fs::write(&file, source).unwrap();
-    let seconds = begin.elapsed().as_secs();
-    match (builds, passed) {
-        (false, _) => (false, "does not build".to_owned()),
-        (true, true) => (
-            false,
-            format!("NOT noticed by {:?}, {seconds} s", mutant.caught_by),
-        ),
-        (true, false) => (
-            true,
-            format!("noticed by {:?}, {seconds} s", mutant.caught_by),
-        ),
+    let (tests, seconds) = (mutant.caught_by, begin.elapsed().as_secs());
+    match (built, passed) {
+        (Err(said), _) => (false, format!("does not build: {said}")),
+        (Ok(()), true) => (false, format!("NOT noticed by {tests:?}, {seconds} s")),
+        (Ok(()), false) => (true, format!("noticed by {tests:?}, {seconds} s")),
     }
 }
 
@@ -505,12 +499,13 @@ fn target() -> PathBuf {
 const PATIENCE: Duration = Duration::from_secs(300);
 const BUILD_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// Builds tests in the copy.
-fn builds(copy: &Path, arguments: &[&str]) -> bool {
+/// Builds tests in the copy. An error is what the compiler said.
+fn build(copy: &Path, arguments: &[&str]) -> Result<(), String> {
     let mut command = Command::new(env!("CARGO"));
     command.args(["test", "--no-run", "--target-dir"]);
     command.arg(target()).args(arguments).current_dir(copy);
-    run(&mut command, BUILD_PATIENCE).0
+    let (succeeded, said) = run(&mut command, BUILD_PATIENCE);
+    succeeded.then_some(()).ok_or(said)
 }
 
 /// Runs tests in the copy. Those that hang fail, and so does a run of none.
@@ -528,7 +523,7 @@ fn run(command: &mut Command, patience: Duration) -> (bool, String) {
     let mut child = command
         .env_remove("DCHAN_MUTANTS")
         .stdout(output.try_clone().unwrap())
-        .stderr(Stdio::null())
+        .stderr(output.try_clone().unwrap())
         // With all that it starts.
         .process_group(0)
         .spawn()
