@@ -109,28 +109,27 @@ thread_local! {
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
     let mut writer = Writer {
         bytes: BLOCK.try_with(Cell::take).unwrap_or_default(),
-        own: false,
+        block: None,
         dropped: 0,
         limit,
     };
     let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
-    encoded.map_err(EncodeError::Failed)?;
     let mut bytes = writer.bytes;
-    if writer.dropped > 0 {
-        return Err(EncodeError::TooLarge(bytes.len() + writer.dropped));
-    }
-    let message = bytes.split().freeze();
-    if !writer.own {
-        let _ = BLOCK.try_with(|block| block.set(bytes));
-    }
-    Ok(message)
+    let message = match encoded {
+        Err(reason) => Err(EncodeError::Failed(reason)),
+        Ok(()) if writer.dropped > 0 => Err(EncodeError::TooLarge(bytes.len() + writer.dropped)),
+        Ok(()) => Ok(bytes.split().freeze()),
+    };
+    bytes.clear();
+    let _ = BLOCK.try_with(|block| block.set(writer.block.unwrap_or(bytes)));
+    message
 }
 
 /// Keeps up to `limit` bytes, and counts the others.
 struct Writer {
     bytes: BytesMut,
-    /// Whether they have memory of their own.
-    own: bool,
+    /// The rest of the block, where they have memory of their own.
+    block: Option<BytesMut>,
     dropped: usize,
     limit: usize,
 }
@@ -139,14 +138,26 @@ impl Writer {
     /// Makes room for so many more bytes.
     #[cold]
     fn grow(&mut self, more: usize) {
+        if self.block.is_some() {
+            return self.bytes.reserve(more);
+        }
         let size = self.bytes.len() + more;
-        self.own = size > SMALL_BYTES;
-        let capacity = match self.own {
-            true => size.max(2 * self.bytes.len()),
-            false => BLOCK_BYTES,
-        };
-        let short = mem::replace(&mut self.bytes, BytesMut::with_capacity(capacity));
+        let own = size > SMALL_BYTES;
+        let capacity = if own { size } else { BLOCK_BYTES };
+        let mut short = mem::replace(&mut self.bytes, BytesMut::with_capacity(capacity));
         self.bytes.extend_from_slice(&short);
+        short.clear();
+        self.block = own.then_some(short);
+    }
+
+    /// Keeps nothing of the message any more, and counts what it would take.
+    #[cold]
+    fn give_up(&mut self, more: usize) {
+        self.dropped += self.bytes.len() + more;
+        self.bytes.clear();
+        if let Some(block) = self.block.take() {
+            self.bytes = block;
+        }
     }
 }
 
@@ -161,7 +172,7 @@ impl io::Write for Writer {
     #[inline]
     fn write_all(&mut self, part: &[u8]) -> io::Result<()> {
         if self.bytes.len() + part.len() > self.limit || self.dropped > 0 {
-            self.dropped += part.len() + mem::take(&mut self.bytes).len();
+            self.give_up(part.len());
             return Ok(());
         }
         if self.bytes.capacity() - self.bytes.len() < part.len() {
@@ -289,6 +300,21 @@ mod tests {
         let size = encode(&text, 1 << 20).unwrap().len();
         assert_eq!(encode(&text, size - 1), Err(EncodeError::TooLarge(size)));
         assert_eq!(encode(&text, size).unwrap().len(), size);
+    }
+
+    #[test]
+    fn small_messages_share_a_block_whatever_is_encoded_between_them() {
+        let small = |text: &str| encode(&text, 99).unwrap();
+        let first = small("one");
+        let large = encode(&"x".repeat(BLOCK_BYTES), 1 << 20).unwrap();
+        let second = small("two");
+        assert!(encode(&"x".repeat(BLOCK_BYTES), 99).is_err());
+        assert!(encode(&"x".repeat(BLOCK_BYTES), BLOCK_BYTES).is_err());
+        let third = small("three");
+        let after = |bytes: &Bytes| bytes.as_ptr().addr() + bytes.len();
+        assert_eq!(second.as_ptr().addr(), after(&first));
+        assert_eq!(third.as_ptr().addr(), after(&second));
+        assert_eq!(decode::<String>(&large).unwrap().len(), BLOCK_BYTES);
     }
 
     #[test]

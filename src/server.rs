@@ -159,9 +159,9 @@ impl Server {
         let (inbox, relays) = (self.inbox.clone(), self.relays.clone());
         let (me, stop) = (self.me.node, self.stop.clone());
         let max_message = self.max_message;
-        let (room, broadcast_room) = (self.room.of_peer(), self.broadcast_room.of_peer());
+        let peer = incoming.peer;
+        let (room, broadcast_room) = (self.room.of_peer(peer), self.broadcast_room.of_peer(peer));
         self.tasks.spawn(async move {
-            let peer = incoming.peer;
             let find = |name: &str| {
                 Some(Inlets {
                     messages: inbox.inlet(name)?,
@@ -181,6 +181,7 @@ impl Server {
                     Ok(Some(frame)) => {
                         if let Err(error) = channels.frame(frame) {
                             warn!(node = %me, %peer, %error, "a peer broke the link protocol");
+                            incoming.forget();
                             break;
                         }
                     }

@@ -99,8 +99,8 @@ pub(crate) struct Receivers {
     pub(crate) nodes: BTreeMap<NodeId, u64>,
 }
 
-/// What has been proposed may be agreed late: of the last so many boots that went
-/// the view knows which they were, and takes no node back in an earlier one.
+/// What has been proposed may be agreed late: of the last so many nodes that went
+/// the view knows their last boots, and takes none back in an earlier one.
 const GONE: usize = 1024;
 
 /// A node's copy of the agreed facts.
@@ -114,8 +114,8 @@ pub(crate) struct View {
     pub(crate) formation: u64,
     pub(crate) nodes: BTreeMap<NodeId, Member>,
     pub(crate) receivers: BTreeMap<Arc<str>, Arc<Receivers>>,
-    /// The boots that went, in that order.
-    gone: Arc<VecDeque<(NodeId, u64)>>,
+    /// Nodes that went and their last boots, in that order.
+    pub(crate) gone: Arc<VecDeque<(NodeId, u64)>>,
 }
 
 impl View {
@@ -162,10 +162,8 @@ impl View {
     /// Whether the node was there in a later boot, as far as is known.
     fn is_past(&self, node: NodeId, boot: u64) -> bool {
         let up = self.nodes.get(&node).map(|member| member.boot);
-        let gone = self.gone.iter().filter(|(gone, _)| *gone == node);
-        gone.map(|(_, boot)| *boot)
-            .chain(up)
-            .any(|last| last > boot)
+        let gone = self.gone.iter().find(|(gone, _)| *gone == node);
+        gone.map(|(_, boot)| *boot).max(up) > Some(boot)
     }
 
     fn node_up(&mut self, node: NodeId, boot: u64, address: &Arc<str>) {
@@ -194,6 +192,7 @@ impl View {
             return;
         };
         let gone = Arc::make_mut(&mut self.gone);
+        gone.retain(|(gone, _)| *gone != node);
         gone.push_back((node, member.boot));
         if gone.len() > GONE {
             gone.pop_front();

@@ -54,7 +54,8 @@ pub(super) struct Letter {
     pub(super) patience: Instant,
     /// Empty where only the origin's own node receives.
     pub(super) message: Bytes,
-    /// What one takes that comes from a peer, as long as it is seen to.
+    /// What one takes that comes from a peer, as long as it is seen to. The origin's
+    /// part of it is remembered for longer.
     pub(super) room: Option<Taken>,
 }
 
@@ -245,7 +246,8 @@ impl Errand {
 pub(super) struct Copy {
     /// Which may be over: then nobody minds, but the peer still has it.
     pub(super) errand: u64,
-    pub(super) origin: Source,
+    /// Held, with its room, for as long as the link or the peer may have it.
+    pub(super) letter: Arc<Letter>,
     pub(super) link: Arc<Link>,
     /// Whom the peer sees to.
     pub(super) part: Vec<Addressee>,

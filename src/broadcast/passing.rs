@@ -85,7 +85,7 @@ impl Relay {
         else {
             return Err(part);
         };
-        let letter = &errand.letter;
+        let letter = errand.letter.clone();
         let passed = state.passed.get(&(to, letter.origin)).copied();
         if passed.unwrap_or_default() >= MOST_PASSED {
             return Err(part);
@@ -96,17 +96,16 @@ impl Relay {
         if !link.pass_on(copy, letter.deadline.clone(), letter.patience) {
             return Err(part);
         }
-        let origin = letter.origin;
         errand.copies += 1;
         match errand.is_own() {
             true => state.counts.copies += 1,
             false => state.counts.relayed += 1,
         }
         state.next += 1;
-        *state.passed.entry((to, origin)).or_default() += 1;
+        *state.passed.entry((to, letter.origin)).or_default() += 1;
         let copy = Copy {
             errand: id,
-            origin,
+            letter,
             link,
             part,
         };

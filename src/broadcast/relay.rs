@@ -535,7 +535,7 @@ impl State {
     /// Forgets a copy, since it was answered or its link broke.
     fn forget(&mut self, number: u64) -> Option<Copy> {
         let copy = self.copies.remove(&number)?;
-        less(&mut self.passed, (copy.link.peer(), copy.origin));
+        less(&mut self.passed, (copy.link.peer(), copy.letter.origin));
         Some(copy)
     }
 

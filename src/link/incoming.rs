@@ -130,6 +130,11 @@ impl Incoming {
         self.replies.wake();
     }
 
+    /// Forgets what it has to say, for the peer has broken the protocol.
+    pub(crate) fn forget(&self) {
+        *self.shared() = Shared::default();
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         self.over.is_cancelled()
     }

@@ -1,9 +1,14 @@
 //! Room for what peers have a node hold: the large messages that are being put
 //! together, and the broadcasts that it sees to.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::view::NodeId;
 
 /// How many bytes may be held at a time.
 #[derive(Clone, Copy, Debug)]
@@ -20,9 +25,12 @@ const UNIT_BYTES: usize = 1 << 10;
 pub(crate) struct Room {
     node: Arc<Semaphore>,
     units_per_peer: usize,
+    /// As long as anybody has a hold on them: what is taken may outlive the link
+    /// that took it, and the next one has no more for that.
+    peers: Arc<Mutex<HashMap<NodeId, Weak<Semaphore>>>>,
 }
 
-/// The room of one link.
+/// The room of one peer.
 pub(crate) struct PeerRoom {
     node: Arc<Semaphore>,
     peer: Arc<Semaphore>,
@@ -56,13 +64,19 @@ impl Room {
         Self {
             node: Arc::new(Semaphore::new(at_least(bounds.per_node))),
             units_per_peer: at_least(bounds.per_peer),
+            peers: Arc::default(),
         }
     }
 
-    pub(crate) fn of_peer(&self) -> PeerRoom {
+    pub(crate) fn of_peer(&self, peer: NodeId) -> PeerRoom {
+        let mut peers = self.peers.lock().expect("no panic while peers are counted");
+        let known = peers.get(&peer).and_then(Weak::upgrade);
+        let room = known.unwrap_or_else(|| Arc::new(Semaphore::new(self.units_per_peer)));
+        peers.retain(|_, room| room.strong_count() > 0);
+        peers.insert(peer, Arc::downgrade(&room));
         PeerRoom {
             node: self.node.clone(),
-            peer: Arc::new(Semaphore::new(self.units_per_peer)),
+            peer: room,
         }
     }
 }
@@ -108,7 +122,7 @@ mod tests {
             },
             MIB,
         );
-        let (one, other) = (room.of_peer(), room.of_peer());
+        let (one, other) = (room.of_peer(NodeId(1)), room.of_peer(NodeId(2)));
         let taken = one.try_take(2 * MIB).unwrap();
         assert!(one.try_take(1).is_none(), "its part is used up");
         assert!(other.try_take(2 * MIB).is_none(), "the node's is");
@@ -120,10 +134,11 @@ mod tests {
         let mut taken = one.try_take(2 * MIB).unwrap();
         let part = taken.part(MIB).unwrap();
         assert!(taken.part(2 * MIB).is_none());
-        drop(taken);
-        assert!(one.try_take(2 * MIB).is_none(), "the part is still held");
+        drop((taken, one));
+        let again = room.of_peer(NodeId(1));
+        assert!(again.try_take(2 * MIB).is_none(), "the part is still held");
         drop(part);
-        assert!(one.try_take(2 * MIB).is_some());
+        assert!(again.try_take(2 * MIB).is_some());
     }
 
     #[test]
@@ -132,6 +147,7 @@ mod tests {
             per_peer: 1,
             per_node: 1,
         };
-        assert!(Room::new(bounds, MIB).of_peer().try_take(MIB).is_some());
+        let room = Room::new(bounds, MIB);
+        assert!(room.of_peer(NodeId(1)).try_take(MIB).is_some());
     }
 }

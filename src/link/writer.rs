@@ -311,3 +311,30 @@ fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared
     shared.calling.push_back(channel);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_alone_with_one_channel_or_a_chunk_and_not_with_a_broadcast() {
+        let of = |channels: &[u32], chunks, broadcasts| {
+            let run = |channel: &u32| proto::Run {
+                channel: *channel,
+                ..proto::Run::default()
+            };
+            content(&LinkRequest {
+                runs: channels.iter().map(run).collect(),
+                chunks: vec![proto::Chunk::default(); chunks],
+                broadcasts: vec![proto::Broadcast::default(); broadcasts],
+                ..LinkRequest::default()
+            })
+        };
+        assert_eq!(of(&[3, 3], 0, 0), Content::Channel(3));
+        assert_eq!(of(&[3, 4], 0, 0), Content::Mixed);
+        assert_eq!(of(&[3], 1, 0), Content::Mixed);
+        assert_eq!(of(&[], 1, 0), Content::Chunk);
+        assert_eq!(of(&[3], 0, 1), Content::Mixed);
+        assert_eq!(of(&[], 0, 1), Content::Mixed);
+    }
+}

@@ -43,6 +43,7 @@ impl Applied {
             formation = self.view.formation,
             ?nodes,
             receivers = ?self.view.receivers,
+            gone = ?self.view.gone,
             "applied"
         );
     }

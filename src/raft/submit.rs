@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use openraft::error::{ClientWriteError, RaftError};
 use tokio::{sync::watch, time::timeout};
 
@@ -59,14 +60,14 @@ impl Submitter {
     /// Brings a proposal of this node's own to the leader: by way of whoever
     /// answers, if this node does not know who leads, or only who once did.
     pub(super) async fn submit(self, request: SubmitRequest) -> SubmitReply {
-        let mut answer = self.pass_on(request.clone()).await;
+        let answer = self.pass_on(request.clone()).await;
         if answer.outcome() != Outcome::NoLeader {
             return answer;
         }
         for contact in self.all_contacts().await {
-            answer = self.ask(&contact, request.clone(), CONTACT_TIMEOUT).await;
+            let answer = self.ask(&contact, request.clone(), CONTACT_TIMEOUT).await;
             if answer.outcome() != Outcome::NoLeader {
-                break;
+                return answer;
             }
         }
         answer
@@ -98,9 +99,9 @@ impl Submitter {
         let view = self.agreed.borrow().clone();
         let members = view.nodes.values().map(|member| member.address.clone());
         let mut contacts: BTreeSet<_> = members.collect();
-        for name in &self.contacts {
-            contacts.extend(self.connections.look_up(name).await);
-        }
+        let names = self.contacts.iter();
+        let behind_names = join_all(names.map(|name| self.connections.look_up(name))).await;
+        contacts.extend(behind_names.into_iter().flatten());
         contacts.remove(&self.me.address);
         contacts
     }

@@ -11,7 +11,8 @@ use crate::{
     peer::{
         link, open,
         proto::{
-            Addressee, Broadcast, Channel, Confirmation, LinkReply, LinkRequest, opened::Answer,
+            Addressee, Broadcast, Channel, Confirmation, LinkReply, LinkRequest, Open,
+            opened::Answer,
         },
     },
 };
@@ -24,7 +25,11 @@ struct Peer {
 
 impl Peer {
     async fn open(node: &Cluster, label: &str) -> Self {
-        let (answer, frames, replies) = link(node, open(node)).await;
+        Self::open_as(open(node), node, label).await
+    }
+
+    async fn open_as(open: Open, node: &Cluster, label: &str) -> Self {
+        let (answer, frames, replies) = link(node, open).await;
         assert_eq!(answer, Answer::Welcome);
         let declared = LinkRequest {
             channels: vec![Channel {
@@ -135,7 +140,15 @@ async fn who_makes_up_origins_costs_its_bound_and_harms_nobody() {
     // Each takes 1 KiB as long as it is remembered, and a peer has 64 MiB.
     assert_eq!((confirmed, late), (65_536, 70_000 - 65_536));
 
-    let mut another = Peer::open(&node, "Event").await;
+    // Another link changes nothing for that peer, nor all of this for another peer.
+    let mut again = Peer::open(&node, "Event").await;
+    again.pass_on(vec![of(70_001)]);
+    assert!(again.answers(1).await[0].late);
+    let other = Open {
+        node: 2,
+        ..open(&node)
+    };
+    let mut another = Peer::open_as(other, &node, "Event").await;
     another.pass_on(vec![of(70_001)]);
     assert_eq!(another.answers(1).await[0].confirmed, 1);
     assert_eq!(received(&seen).len(), 65_537);
