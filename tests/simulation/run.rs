@@ -202,6 +202,13 @@ impl Run {
                 {
                     *to = leader;
                 }
+                // The disk of one of two voters is a majority gone for good, and so
+                // is that of the only one.
+                if let Fault::Wipe(host) = fault
+                    && self.has_few_voters()
+                {
+                    fault = Fault::Kill(host);
+                }
                 wiped |= matches!(fault, Fault::Wipe(_));
                 self.begin(fault, lasts);
             }
@@ -303,6 +310,17 @@ impl Run {
                 .is_some_and(|status| status.leader == Some(status.node))
         };
         self.hosts.iter().position(leads)
+    }
+
+    /// Whether there are fewer than three voters, by any node's account.
+    fn has_few_voters(&self) -> bool {
+        let few = |host: &Rc<Host>| {
+            let status = host.status.borrow();
+            status
+                .as_ref()
+                .is_some_and(|status| status.voters.len() < 3)
+        };
+        self.hosts.iter().any(few)
     }
 
     fn others(&self, side: &[usize]) -> Vec<usize> {
