@@ -274,8 +274,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "ask-one-node-behind-a-name",
         file: "src/raft/submit.rs",
-        sound: "contacts.extend(self.connections.look_up(name).await);",
-        faulty: "contacts.insert(name.clone());",
+        sound: "contacts.extend(behind_names.into_iter().flatten());",
+        faulty: "drop(behind_names); contacts.extend(self.contacts.clone());",
         caught_by: &["--test", "forming"],
     },
     Mutant {
