@@ -161,9 +161,7 @@ impl<M: RemoteMessage> Channel<M> {
         let _granting = self.granting.lock().expect("no panic while granting");
         let mut state = self.state();
         let open = !state.recipients.is_empty();
-        state
-            .origins
-            .retain(|origin| origin.upgrade().is_some_and(|origin| !origin.is_gone()));
+        state.forget_gone();
         let origins: Vec<_> = state.origins.iter().filter_map(Weak::upgrade).collect();
         drop(state);
         self.wanted.send_if_modified(|wanted| {
@@ -185,9 +183,7 @@ impl<M: RemoteMessage> Channel<M> {
         let _granting = self.granting.lock().expect("no panic while granting");
         let mut state = self.state();
         let open = !state.recipients.is_empty();
-        state
-            .origins
-            .retain(|known| known.upgrade().is_some_and(|known| !known.is_gone()));
+        state.forget_gone();
         state.origins.push(Arc::downgrade(&origin));
         // What links that have ended left behind still arrives, but a window's
         // worth at most: a link that breaks time after time must not fill the
@@ -285,6 +281,13 @@ impl<M: RemoteMessage> Channel<M> {
 }
 
 impl<M: RemoteMessage> State<M> {
+    /// Forgets the origins that nobody listens at any more.
+    fn forget_gone(&mut self) {
+        let listens = |origin: Arc<dyn Origin<M>>| !origin.is_gone();
+        self.origins
+            .retain(|origin| origin.upgrade().is_some_and(listens));
+    }
+
     /// Gives the backlog out in turn, as far as the recipients have room. Those
     /// that the wakers belong to have got something.
     fn distribute(&mut self) -> Vec<Waker> {

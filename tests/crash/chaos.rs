@@ -233,6 +233,7 @@ fn send_to_all(nodes: &mut [Node]) {
     for node in nodes {
         node.process.until("whole");
     }
+    // Who leaves next is to have messages on their way, to it and from it.
     thread::sleep(Duration::from_millis(300));
 }
 
