@@ -30,6 +30,9 @@ mod rotation;
 /// The wire, as the crate has it.
 #[path = "../src/proto/codec.rs"]
 mod codec;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../src/proto/run.rs"]
+mod run;
 mod proto {
     #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
     include!("../src/proto/dchan.v1.rs");
@@ -44,7 +47,8 @@ use actix::{Actor, Context, Handler, Message, SystemRunner};
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dchan::{Cluster, Namespace, Runtime};
-use proto::{Channel, LinkReply, LinkRequest, Open, Run, peer_client::PeerClient};
+use proto::{Channel, LinkReply, LinkRequest, Open, peer_client::PeerClient};
+use run::{Part, Run};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tonic::{Streaming, transport::Endpoint};
@@ -281,10 +285,9 @@ impl Peer {
     async fn send(&mut self, messages: Vec<Bytes>) {
         let mut left = messages.len() as u64;
         let run = Run {
-            channel: 0,
             first: self.sent,
-            ask: false,
-            messages,
+            parts: messages.into_iter().map(Part::Message).collect(),
+            ..Run::default()
         };
         self.sent += left;
         let frame = LinkRequest {

@@ -59,9 +59,9 @@ impl<M: RemoteMessage + Message<Result = ()>> Stream for Receiver<M> {
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<M>> {
         loop {
-            match self.seat.poll_next(cx) {
-                Poll::Ready(Some((arrived, _handling))) => {
-                    if let Some((message, reply_to)) = arrived.accept() {
+            match self.seat.poll_take(cx, 1) {
+                Poll::Ready(Some(mut hand)) => {
+                    if let Some((message, reply_to)) = hand.accept() {
                         reply_to.send(());
                         return Poll::Ready(Some(message));
                     }

@@ -84,6 +84,10 @@ impl Ticket {
         Arc::new(ticket)
     }
 
+    pub(crate) fn sent(&self) -> Instant {
+        self.sent
+    }
+
     fn set_timeout(&self, timeout: Duration) {
         let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
         self.timeout.store(micros, Ordering::Relaxed);

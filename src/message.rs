@@ -6,6 +6,7 @@ use std::{
     fmt::Display,
     io,
     mem::{self, size_of},
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -70,11 +71,14 @@ impl<M: RemoteMessage> Body<M> {
     pub(crate) fn into_message(self) -> Result<M, String> {
         match self {
             Self::Value(message) => Ok(message),
-            Self::Encoded(bytes) => {
-                decode(&bytes).map_err(|reason| unreadable(type_name::<M>(), &reason))
-            }
+            Self::Encoded(bytes) => read(&bytes),
         }
     }
+}
+
+/// Decodes a message that has come from another node. The error is for its sender.
+pub(crate) fn read<M: RemoteMessage>(bytes: &[u8]) -> Result<M, String> {
+    decode(bytes).map_err(|reason| unreadable(type_name::<M>(), &reason))
 }
 
 /// How much is told of why a message cannot be read or written.
@@ -107,6 +111,41 @@ thread_local! {
 /// MessagePack with field names, so that fields can be added while nodes of
 /// both versions run. `limit` is in bytes; of what is larger, no more is kept.
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
+    encode_here(value, limit).map(Fresh::into_bytes)
+}
+
+/// What this thread has just encoded. Dropped, it leaves its memory to the next.
+pub(crate) struct Fresh {
+    bytes: BytesMut,
+    /// The rest of the block, where this has memory of its own.
+    block: Option<BytesMut>,
+}
+
+impl Fresh {
+    pub(crate) fn into_bytes(mut self) -> Bytes {
+        self.bytes.split().freeze()
+    }
+}
+
+impl Deref for Fresh {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        let own = mem::take(&mut self.bytes);
+        let mut rest = self.block.take().unwrap_or(own);
+        rest.clear();
+        let _ = BLOCK.try_with(|block| block.set(rest));
+    }
+}
+
+/// The same, for who copies it or lets it go.
+pub(crate) fn encode_here<T: Serialize>(value: &T, limit: usize) -> Result<Fresh, EncodeError> {
     let mut writer = Writer {
         bytes: BLOCK.try_with(Cell::take).unwrap_or_default(),
         block: None,
@@ -114,15 +153,13 @@ pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, Enc
         limit,
     };
     let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
-    let mut bytes = writer.bytes;
-    let message = match encoded {
+    let (bytes, block) = (writer.bytes, writer.block);
+    let fresh = Fresh { bytes, block };
+    match encoded {
         Err(reason) => Err(EncodeError::Failed(reason)),
-        Ok(()) if writer.dropped > 0 => Err(EncodeError::TooLarge(bytes.len() + writer.dropped)),
-        Ok(()) => Ok(bytes.split().freeze()),
-    };
-    bytes.clear();
-    let _ = BLOCK.try_with(|block| block.set(writer.block.unwrap_or(bytes)));
-    message
+        Ok(()) if writer.dropped > 0 => Err(EncodeError::TooLarge(fresh.len() + writer.dropped)),
+        Ok(()) => Ok(fresh),
+    }
 }
 
 /// Keeps up to `limit` bytes, and counts the others.

@@ -53,7 +53,7 @@ pub(crate) trait AnyRecipient: Send + Sync {
 
 impl<M: RemoteMessage> AnyRecipient for Channel<M> {
     fn remove(&self, id: u64) {
-        Channel::remove(self, id, None);
+        Channel::remove(self, id);
     }
 
     fn has(&self, id: u64) -> bool {
@@ -135,7 +135,6 @@ impl Registration {
         self.released = true;
         let hold = &self.hold;
         hold.channel.remove(hold.id);
-        hold.handling.close();
         if timeout(hold.drain_timeout, hold.handling.wait())
             .await
             .is_err()

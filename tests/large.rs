@@ -17,7 +17,8 @@ use dchan::{Cluster, DeliveryError, Namespace, Transferred, prelude::*};
 use futures_util::{FutureExt, SinkExt, StreamExt, join};
 use peer::{
     link, open,
-    proto::{Channel, Chunk, LinkReply, LinkRequest, Run, verdict::Kind},
+    proto::{Channel, Chunk, LinkReply, LinkRequest, verdict::Kind},
+    run::{Part, Run},
 };
 use process::{Process, told};
 use serde::{Deserialize, Serialize};
@@ -381,7 +382,7 @@ async fn a_peer_that_lies_about_a_large_message_loses_its_link_and_harms_nobody(
     }
     let peer = Peer::of(&node).await;
     let run = Run {
-        messages: vec![Bytes::from(vec![7; MIB])],
+        parts: vec![Part::Message(Bytes::from(vec![7; MIB]))],
         ..Run::default()
     };
     let frame = LinkRequest {

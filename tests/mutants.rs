@@ -60,11 +60,28 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "confirm-before-handing-over",
         file: "src/inbox/channel.rs",
-        sound: "        state.backlog.extend(messages);",
-        faulty: "        state.backlog.extend(messages.inspect(|arrived| {
-            arrived.origin.accepted(arrived.sequence)
-        }));",
+        sound: "            content: Content::Batch(batch),",
+        faulty: "            content: {
+                for sequence in (first..).take(batch.len()) {
+                    lane.settle(sequence, crate::link::Verdict::Accepted);
+                }
+                Content::Batch(batch)
+            },",
         caught_by: &["--test", "receiving"],
+    },
+    Mutant {
+        name: "lose-what-is-in-hand",
+        file: "src/inbox/channel.rs",
+        sound: "            self.seat.channel.put_back(self.seat.id, left);",
+        faulty: "            drop(left);",
+        caught_by: &["--test", "receiving", "what_an_actor_has_not_handled"],
+    },
+    Mutant {
+        name: "return-nothing-of-what-was-gathered",
+        file: "src/mailbox/feedback.rs",
+        sound: "                        lane.restore(&mut parcel);",
+        faulty: "                        let _ = (&lane, &mut parcel);",
+        caught_by: &["--test", "receiving", "what_an_actor_has_not_handled"],
     },
     Mutant {
         name: "credit-never-returned",

@@ -34,6 +34,7 @@ fn the_generated_code_matches_the_protocol_files() {
         tonic_prost_build::configure()
             .bytes(".")
             .codec_path(codec)
+            .extern_path(".dchan.v1.Run", "super::run::Run")
             .out_dir(out.path())
             .compile_fds(descriptors)
             .unwrap();

@@ -8,10 +8,12 @@ mod peer;
 use bytes::Bytes;
 use common::*;
 use futures_util::StreamExt;
-use peer::{client, link, open, proto};
+use peer::{
+    client, link, open, proto,
+    run::{Part, Run},
+};
 use proto::{
-    Channel, LinkRequest, Open, RaftRequest, Run, SubmitRequest, opened::Answer,
-    submit_reply::Outcome,
+    Channel, LinkRequest, Open, RaftRequest, SubmitRequest, opened::Answer, submit_reply::Outcome,
 };
 use tonic::Code;
 
@@ -63,12 +65,10 @@ fn channel(namespace: &str) -> Channel {
 
 fn run(messages: usize) -> Run {
     // The number 7, as MessagePack has it.
-    let message = Bytes::from_static(&[7]);
+    let message = Part::Message(Bytes::from_static(&[7]));
     Run {
-        channel: 0,
-        first: 0,
-        ask: false,
-        messages: vec![message; messages],
+        parts: vec![message; messages],
+        ..Run::default()
     }
 }
 
@@ -126,11 +126,22 @@ async fn frames_that_make_no_sense_end_their_link_alone() {
         read: 7,
         ..LinkRequest::default()
     };
+    // A message of two bytes, of which one is there.
+    let batch = Bytes::from_static(&[0, 0, 0, 2, 7]);
+    let truncated = LinkRequest {
+        channels: vec![channel("numbers")],
+        runs: vec![Run {
+            parts: vec![Part::Batch(batch)],
+            ..run(0)
+        }],
+        ..LinkRequest::default()
+    };
     for nonsense in [
         opened_again,
         undeclared,
         nobody_receives,
         read_what_was_not_marked,
+        truncated,
     ] {
         let (_, frames, mut replies) = link(&node, open(&node)).await;
         frames.send(nonsense).unwrap();
@@ -147,10 +158,11 @@ async fn a_message_that_does_not_decode_is_rejected_and_its_link_goes_on() {
     let node = builder().start().await.unwrap();
     let (_recorder, seen) = Recorder::start_on(&node, "numbers").await;
     let (_, frames, mut replies) = link(&node, open(&node)).await;
-    let messages = [&[0xc1][..], &[7]].map(Bytes::from_static).to_vec();
+    let messages = [&[0xc1][..], &[7]].map(Bytes::from_static);
+    let parts = messages.map(Part::Message).to_vec();
     let frame = LinkRequest {
         channels: vec![channel("numbers")],
-        runs: vec![Run { messages, ..run(0) }],
+        runs: vec![Run { parts, ..run(0) }],
         ..LinkRequest::default()
     };
     // Not before it is granted.

@@ -2,9 +2,12 @@
 
 mod common;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use common::*;
@@ -221,6 +224,74 @@ async fn a_dropped_receiver_is_unregistered_and_what_it_has_not_read_goes_elsewh
     }
     drop(reader);
     shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn what_an_actor_has_not_handled_when_it_ends_goes_elsewhere() {
+    #[derive(Clone, Copy)]
+    enum End {
+        Unregister,
+        Stop,
+        Panic,
+        WaitForEver,
+    }
+    struct Ending {
+        events: Namespace<Event>,
+        registration: Option<Registration>,
+        handled: mpsc::UnboundedSender<u64>,
+        end: End,
+    }
+    impl Actor for Ending {
+        type Context = Context<Self>;
+        fn started(&mut self, ctx: &mut Self::Context) {
+            self.registration = Some(self.events.register::<Self>(ctx));
+        }
+    }
+    impl Handler<Event> for Ending {
+        type Result = ();
+        fn handle(&mut self, Event(number): Event, ctx: &mut Self::Context) {
+            let _ = self.handled.send(number);
+            match self.end {
+                _ if number < 3 => {}
+                End::Unregister => self.registration = None,
+                End::Stop => ctx.stop(),
+                End::Panic => panic!("as it should"),
+                End::WaitForEver => {
+                    let ended = self.registration.take();
+                    actix::spawn(async move { drop(ended) });
+                    ctx.wait(pending().into_actor(self));
+                }
+            }
+        }
+    }
+
+    for end in [End::Unregister, End::Stop, End::Panic, End::WaitForEver] {
+        let nodes = cluster_of(2).await;
+        let events = nodes[1].namespace::<Event>("events");
+        let (handled, mut handles) = mpsc::unbounded_channel();
+        let ending = Ending {
+            events: nodes[0].namespace("events"),
+            registration: None,
+            handled,
+            end,
+        };
+        let _ending = ending.start();
+        until_received(&nodes, "events", 1).await;
+        (0..100).for_each(|number| events.do_send(Event(number)));
+        until_received(&nodes, "events", 0).await;
+        let mut reader = events.receiver(4);
+        for number in 4..100 {
+            assert_eq!(reader.next().await, Some(Event(number)));
+        }
+        for number in 0..4 {
+            assert_eq!(handles.recv().await, Some(number));
+        }
+        assert!(handles.try_recv().is_err(), "it handles no more");
+        until("all is known", || nodes[1].status().traffic.under_way == 0).await;
+        assert_eq!(nodes[1].status().traffic.accepted, 100);
+        drop(reader);
+        shut_down(nodes).await;
+    }
 }
 
 #[actix::test]

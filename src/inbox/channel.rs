@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
-use super::{AnyChannel, Arrived, Origin, Wanted};
+use super::{AnyChannel, Arrived, Content, Origin, ReplyTo, Wanted};
 use crate::{
+    batch::Batch,
     link::{Inlet, Lane},
     message::{Body, RemoteMessage},
 };
@@ -47,9 +48,32 @@ struct Slot<M: RemoteMessage> {
     id: u64,
     capacity: usize,
     queue: VecDeque<Arrived<M>>,
+    /// How many messages are in the queue, and how many the recipient has in hand.
+    queued: usize,
+    in_hand: usize,
     /// Set while the recipient waits for messages.
     waker: Option<Waker>,
     handling: TaskTracker,
+}
+
+impl<M: RemoteMessage> Slot<M> {
+    /// How many more messages may be set aside for it.
+    fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.queued + self.in_hand)
+    }
+
+    fn push(&mut self, arrived: Arrived<M>) {
+        self.queued += arrived.len();
+        self.queue.push_back(arrived);
+    }
+
+    /// Takes messages out, so many at the most, as they have come.
+    fn take(&mut self, most: usize) -> Option<Arrived<M>> {
+        let part = self.queue.front_mut()?.split_to(most);
+        let taken = part.or_else(|| self.queue.pop_front())?;
+        self.queued -= taken.len();
+        Some(taken)
+    }
 }
 
 impl<M: RemoteMessage> Channel<M> {
@@ -99,6 +123,8 @@ impl<M: RemoteMessage> Channel<M> {
                 id,
                 capacity: capacity.max(1),
                 queue: VecDeque::new(),
+                queued: 0,
+                in_hand: 0,
                 waker: None,
                 handling: handling.clone(),
             });
@@ -118,17 +144,26 @@ impl<M: RemoteMessage> Channel<M> {
         }
     }
 
+    /// Removes a recipient, if it is still there. What it has in hand comes back
+    /// later.
+    pub(crate) fn remove(&self, id: u64) {
+        self.take_out(id, None);
+    }
+
     /// Removes a recipient and gives what it has not taken to the others, or
     /// back to its senders if there are none; its copies of broadcasts are
-    /// dropped. `unread` is what it had taken and could not use.
-    pub(crate) fn remove(&self, id: u64, unread: Option<Arrived<M>>) {
+    /// dropped. `left` is what it had in hand.
+    fn take_out(&self, id: u64, left: Option<Arrived<M>>) {
         let mut state = self.state();
         let position = state.recipients.iter().position(|slot| slot.id == id);
         let slot = position.map(|position| state.recipients.remove(position));
         let (queue, waker) = slot
-            .map(|slot| (slot.queue, slot.waker))
+            .map(|slot| {
+                slot.handling.close();
+                (slot.queue, slot.waker)
+            })
             .unwrap_or_default();
-        let left = unread.into_iter().chain(queue);
+        let left = left.into_iter().chain(queue);
         let (copies, messages): (Vec<_>, Vec<_>) = left.partition(|arrived| arrived.copy);
         for arrived in messages.into_iter().rev() {
             state.backlog.push_front(arrived);
@@ -144,6 +179,22 @@ impl<M: RemoteMessage> Channel<M> {
         drop(copies);
         let returned = returned.into_iter().flatten();
         returned.for_each(Arrived::hand_back);
+    }
+
+    /// Takes back what a recipient has in hand, for its own or for others.
+    fn put_back(&self, id: u64, left: Arrived<M>) {
+        let mut state = self.state();
+        match state.slot(id) {
+            Some(slot) => {
+                slot.in_hand = 0;
+                slot.queued += left.len();
+                slot.queue.push_front(left);
+            }
+            None => {
+                drop(state);
+                self.take_out(id, Some(left));
+            }
+        }
     }
 
     /// Whether a recipient is still there.
@@ -188,10 +239,13 @@ impl<M: RemoteMessage> Channel<M> {
         // What links that have ended left behind still arrives, but a window's
         // worth at most: a link that breaks time after time must not fill the
         // memory. Its sender counts all of that as unknown.
-        let mut left = self.window;
+        let mut left = self.window as usize;
         state.backlog.retain(|arrived| {
-            let keep = left > 0 || !arrived.origin.is_gone();
-            left = left.saturating_sub(u32::from(arrived.origin.is_gone()));
+            let gone = arrived.origin.is_gone();
+            let keep = left > 0 || !gone;
+            if gone {
+                left = left.saturating_sub(arrived.len());
+            }
             keep
         });
         drop(state);
@@ -199,14 +253,14 @@ impl<M: RemoteMessage> Channel<M> {
     }
 
     /// Takes messages in. Those that nobody here receives go straight back.
-    fn take_in(&self, messages: impl Iterator<Item = Arrived<M>>) {
+    fn take_in(&self, arrived: Arrived<M>) {
         let mut state = self.state();
         if state.recipients.is_empty() {
             drop(state);
-            messages.for_each(Arrived::hand_back);
+            arrived.hand_back();
             return;
         }
-        state.backlog.extend(messages);
+        state.backlog.push_back(arrived);
         let wakers = state.distribute();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
@@ -230,16 +284,16 @@ impl<M: RemoteMessage> Channel<M> {
         let mut state = self.state();
         let (mut missed, mut wakers) = (0, Vec::new());
         for slot in &mut state.recipients {
-            let full = |limit: usize| slot.queue.len() >= limit.min(slot.capacity);
+            let full = |limit: usize| slot.queued >= limit.min(slot.capacity);
             if limit.is_some_and(full) {
                 missed += 1;
             } else if let Some(body) = copy(slot.id) {
-                slot.queue.push_back(Arrived {
+                slot.push(Arrived {
                     origin: origin.clone(),
                     sequence: 0,
                     ask: false,
                     copy: true,
-                    body,
+                    content: Content::One(body),
                 });
                 wakers.extend(slot.waker.take());
             }
@@ -257,6 +311,7 @@ impl<M: RemoteMessage> Channel<M> {
             let over = |arrived: &Arrived<M>| arrived.copy && arrived.origin.is_gone();
             let (gone, kept) = std::mem::take(&mut slot.queue).into_iter().partition(over);
             slot.queue = kept;
+            slot.queued -= gone.len();
             retracted.push(gone);
         }
         let wakers = state.distribute();
@@ -267,12 +322,24 @@ impl<M: RemoteMessage> Channel<M> {
 
     /// Takes in one message from this node, or gives its body back if nobody
     /// here receives.
-    pub(crate) fn offer(&self, arrived: Arrived<M>) -> Result<(), Body<M>> {
+    pub(crate) fn offer(
+        &self,
+        origin: Arc<dyn Origin<M>>,
+        sequence: u64,
+        ask: bool,
+        body: Body<M>,
+    ) -> Result<(), Body<M>> {
         let mut state = self.state();
         if state.recipients.is_empty() {
-            return Err(arrived.body);
+            return Err(body);
         }
-        state.backlog.push_back(arrived);
+        state.backlog.push_back(Arrived {
+            origin,
+            sequence,
+            ask,
+            copy: false,
+            content: Content::One(body),
+        });
         let wakers = state.distribute();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
@@ -288,22 +355,30 @@ impl<M: RemoteMessage> State<M> {
             .retain(|origin| origin.upgrade().is_some_and(listens));
     }
 
+    fn slot(&mut self, id: u64) -> Option<&mut Slot<M>> {
+        self.recipients.iter_mut().find(|slot| slot.id == id)
+    }
+
     /// Gives the backlog out in turn, as far as the recipients have room. Those
     /// that the wakers belong to have got something.
     fn distribute(&mut self) -> Vec<Waker> {
         let mut wakers = Vec::new();
         let count = self.recipients.len();
-        while count > 0 && !self.backlog.is_empty() {
-            let ready = (self.turn..self.turn + count)
-                .map(|turn| turn % count)
-                .find(|index| {
-                    let slot = &self.recipients[*index];
-                    slot.queue.len() < slot.capacity
-                });
-            let Some(index) = ready else { break };
+        while count > 0
+            && let Some(first) = self.backlog.front_mut()
+        {
+            let mut turns = (self.turn..self.turn + count).map(|turn| turn % count);
+            let Some(index) = turns.find(|index| self.recipients[*index].room() > 0) else {
+                break;
+            };
             self.turn = (index + 1) % count;
             let slot = &mut self.recipients[index];
-            slot.queue.extend(self.backlog.pop_front());
+            // One whose turn it is always takes all that it has room for.
+            let most = if count == 1 { slot.room() } else { 1 };
+            let part = first.split_to(most);
+            if let Some(part) = part.or_else(|| self.backlog.pop_front()) {
+                slot.push(part);
+            }
             wakers.extend(slot.waker.take());
         }
         wakers
@@ -323,15 +398,24 @@ impl<M: RemoteMessage> Inlet for Channel<M> {
         self.attach_origin(lane);
     }
 
-    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>) {
-        let origin: Arc<dyn Origin<M>> = lane.clone();
-        self.take_in((first..).zip(messages).map(|(sequence, body)| Arrived {
-            origin: origin.clone(),
+    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, batch: Batch) {
+        self.take_in(Arrived {
+            origin: lane.clone(),
+            sequence: first,
+            ask,
+            copy: false,
+            content: Content::Batch(batch),
+        });
+    }
+
+    fn deliver_large(&self, lane: &Arc<Lane>, sequence: u64, ask: bool, message: Bytes) {
+        self.take_in(Arrived {
+            origin: lane.clone(),
             sequence,
             ask,
             copy: false,
-            body: Body::Encoded(body),
-        }));
+            content: Content::One(Body::Encoded(message)),
+        });
     }
 }
 
@@ -345,13 +429,12 @@ impl<M: RemoteMessage> AnyChannel for Channel<M> {
             .map(|slot| (slot.id, slot.handling.clone()))
             .collect();
         drop(state);
+        for (id, _) in &recipients {
+            self.remove(*id);
+        }
         recipients
             .into_iter()
-            .map(|(id, handling)| {
-                self.remove(id, None);
-                handling.close();
-                handling
-            })
+            .map(|(_, handling)| handling)
             .collect()
     }
 }
@@ -378,31 +461,73 @@ impl<M: RemoteMessage> Seat<M> {
         &self.handling
     }
 
-    /// The next message, and the token that counts it as being handled. `None`
-    /// once the place is gone.
-    pub(crate) fn poll_next(&self, cx: &Context<'_>) -> Poll<Option<Taken<M>>> {
+    /// Takes the next messages into the recipient's hand, in place of what was
+    /// there: so many at the most, or fewer. `None` once the place is gone.
+    pub(crate) fn poll_take(&self, cx: &Context<'_>, most: usize) -> Poll<Option<Hand<'_, M>>> {
         let mut state = self.channel.state();
-        let Some(slot) = state.recipients.iter_mut().find(|slot| slot.id == self.id) else {
+        let Some(slot) = state.slot(self.id) else {
             return Poll::Ready(None);
         };
-        let Some(arrived) = slot.queue.pop_front() else {
-            slot.waker = Some(cx.waker().clone());
-            return Poll::Pending;
-        };
-        // Under the lock: whoever closes the place from now on waits for it.
-        let token = self.handling.token();
+        slot.in_hand = 0;
         let wakers = state.distribute();
+        let taken = state.slot(self.id).and_then(|slot| {
+            let taken = slot.take(most);
+            match &taken {
+                Some(taken) => slot.in_hand = taken.len(),
+                None => slot.waker = Some(cx.waker().clone()),
+            }
+            taken
+        });
+        let hand = taken.map(|left| Hand {
+            seat: self,
+            left: Some(left),
+            // Under the lock: whoever closes the place from now on waits for it.
+            _token: self.handling.token(),
+        });
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
-        Poll::Ready(Some((arrived, token)))
+        match hand {
+            Some(hand) => Poll::Ready(Some(hand)),
+            None => Poll::Pending,
+        }
     }
 }
 
-/// A message that a recipient has taken, and the token that counts it.
-pub(crate) type Taken<M> = (Arrived<M>, TaskTrackerToken);
+/// Messages that a recipient has in hand. Those that it has not taken out of it
+/// when this is dropped go back.
+pub(crate) struct Hand<'a, M: RemoteMessage> {
+    seat: &'a Seat<M>,
+    /// Until it is dropped.
+    left: Option<Arrived<M>>,
+    _token: TaskTrackerToken,
+}
+
+impl<M: RemoteMessage> Hand<'_, M> {
+    /// Takes the next message. From here on the recipient has it. `None` also when
+    /// the place has been given up in the meantime.
+    pub(crate) fn accept(&mut self) -> Option<(M, ReplyTo<M>)> {
+        match self.seat.handling.is_closed() {
+            true => None,
+            false => self.left.as_mut()?.accept(),
+        }
+    }
+
+    /// Counts the message that was taken last as being handled beyond this.
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.seat.handling.token()
+    }
+}
+
+impl<M: RemoteMessage> Drop for Hand<'_, M> {
+    fn drop(&mut self) {
+        if let Some(left) = self.left.take_if(|left| left.len() > 0) {
+            self.seat.channel.put_back(self.seat.id, left);
+        }
+    }
+}
 
 impl<M: RemoteMessage> Drop for Seat<M> {
     fn drop(&mut self) {
-        self.channel.remove(self.id, None);
+        self.channel.remove(self.id);
     }
 }

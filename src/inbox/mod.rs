@@ -18,12 +18,13 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 pub(crate) use self::{
-    channel::{Channel, Seat},
+    channel::{Channel, Hand, Seat},
     recipient::{ActorFeed, feed_recipient},
 };
 use crate::{
+    batch::Batch,
     link::{Inlet, Lane, Verdict},
-    message::{Body, EncodeError, RemoteMessage, encode},
+    message::{Body, EncodeError, RemoteMessage, encode, read},
 };
 
 /// Namespaces with the labels of their types.
@@ -153,36 +154,87 @@ impl<M: RemoteMessage> Origin<M> for Lane {
     }
 }
 
-/// A message that no recipient has taken yet.
+/// What no recipient has taken yet: a message, or a batch of them.
 pub(crate) struct Arrived<M: RemoteMessage> {
     pub(crate) origin: Arc<dyn Origin<M>>,
+    /// Of the first one, if there are more.
     pub(crate) sequence: u64,
     pub(crate) ask: bool,
     /// Whether it is a recipient's own copy of a broadcast, and goes to no other
     /// one.
     pub(crate) copy: bool,
-    pub(crate) body: Body<M>,
+    pub(crate) content: Content<M>,
+}
+
+pub(crate) enum Content<M> {
+    One(Body<M>),
+    Batch(Batch),
 }
 
 impl<M: RemoteMessage> Arrived<M> {
-    /// Takes the message. From here on the recipient has it. `None` if it
-    /// cannot be read: its sender is told so, and nobody else minds.
-    pub(crate) fn accept(self) -> Option<(M, ReplyTo<M>)> {
-        match self.body.into_message() {
-            Ok(message) => {
-                self.origin.accepted(self.sequence);
-                let waiting = self.ask.then_some((self.origin, self.sequence));
-                Some((message, ReplyTo { waiting }))
+    /// How many messages there are.
+    fn len(&self) -> usize {
+        match &self.content {
+            Content::One(_) => 1,
+            Content::Batch(batch) => batch.len(),
+        }
+    }
+
+    /// Takes the first messages out, so many at the most. `None` if these are all.
+    fn split_to(&mut self, len: usize) -> Option<Self> {
+        match &mut self.content {
+            Content::Batch(batch) if batch.len() > len => {
+                let first = Self {
+                    origin: self.origin.clone(),
+                    content: Content::Batch(batch.split_to(len)),
+                    ..*self
+                };
+                self.sequence += len as u64;
+                Some(first)
             }
-            Err(reason) => {
-                self.origin.rejected(self.sequence, reason);
-                None
+            _ => None,
+        }
+    }
+
+    /// Takes the first message. From here on the recipient has it. One that
+    /// cannot be read is passed over: its sender is told so, and nobody else minds.
+    fn accept(&mut self) -> Option<(M, ReplyTo<M>)> {
+        loop {
+            let message = match &mut self.content {
+                Content::Batch(batch) => batch.take_first(read)?,
+                one => match std::mem::replace(one, Content::Batch(Batch::default())) {
+                    Content::One(body) => body.into_message(),
+                    Content::Batch(_) => return None,
+                },
+            };
+            let sequence = self.sequence;
+            self.sequence += 1;
+            match message {
+                Ok(message) => {
+                    self.origin.accepted(sequence);
+                    let waiting = self.ask.then(|| (self.origin.clone(), sequence));
+                    return Some((message, ReplyTo { waiting }));
+                }
+                Err(reason) => self.origin.rejected(sequence, reason),
             }
         }
     }
 
     fn hand_back(self) {
-        self.origin.returned(self.sequence, self.body);
+        let Self {
+            origin, sequence, ..
+        } = self;
+        match self.content {
+            Content::One(body) => origin.returned(sequence, body),
+            Content::Batch(mut batch) => {
+                for sequence in sequence.. {
+                    let Some(body) = batch.pop_front() else {
+                        break;
+                    };
+                    origin.returned(sequence, Body::Encoded(body));
+                }
+            }
+        }
     }
 }
 

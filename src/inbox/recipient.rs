@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use actix::{
@@ -14,7 +14,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{ReplyTo, Seat};
+use super::{Hand, ReplyTo, Seat};
 use crate::message::RemoteMessage;
 
 /// After this many messages in one go, an actor lets the rest of its arbiter
@@ -52,27 +52,28 @@ where
         ctx: &mut A::Context,
         task: &mut Context<'_>,
     ) -> Poll<()> {
-        for _ in 0..MESSAGES_A_POLL {
-            // The context polls again once what it waits for is done.
-            if ctx.waiting() {
-                return Poll::Pending;
-            }
-            if ctx.state() == ActorState::Stopping {
+        let mut most = MESSAGES_A_POLL;
+        while most > 0 {
+            let Some(mut hand) = ready!(self.seat.poll_take(task, most)) else {
                 return Poll::Ready(());
-            }
-            match self.seat.poll_next(task) {
-                Poll::Ready(Some((arrived, token))) => {
-                    let Some((message, reply_to)) = arrived.accept() else {
-                        continue;
-                    };
-                    // A result is asked for in any case: it tells when the
-                    // message has been handled.
-                    let (sender, result) = oneshot::channel();
-                    actor.handle(message, ctx).handle(ctx, Some(sender));
-                    pass_on(result, reply_to, token);
+            };
+            loop {
+                // The context polls again once what it waits for is done.
+                if ctx.waiting() {
+                    return Poll::Pending;
                 }
-                Poll::Ready(None) => return Poll::Ready(()),
-                Poll::Pending => return Poll::Pending,
+                if ctx.state() == ActorState::Stopping {
+                    return Poll::Ready(());
+                }
+                let Some((message, reply_to)) = hand.accept() else {
+                    break;
+                };
+                // A result is asked for in any case: it tells when the message
+                // has been handled.
+                let (sender, result) = oneshot::channel();
+                actor.handle(message, ctx).handle(ctx, Some(sender));
+                pass_on(result, reply_to, &hand);
+                most -= 1;
             }
         }
         task.waker().wake_by_ref();
@@ -84,12 +85,13 @@ where
 fn pass_on<M: RemoteMessage>(
     mut result: oneshot::Receiver<M::Result>,
     reply_to: ReplyTo<M>,
-    handling: TaskTrackerToken,
+    hand: &Hand<'_, M>,
 ) {
     match result.try_recv() {
         Ok(result) => reply_to.send(result),
         Err(TryRecvError::Closed) => drop(reply_to),
         Err(TryRecvError::Empty) => {
+            let handling = hand.token();
             actix_rt::spawn(async move {
                 if let Ok(result) = result.await {
                     reply_to.send(result);
@@ -107,14 +109,13 @@ pub(crate) async fn feed_recipient<M: RemoteMessage>(seat: Seat<M>, recipient: R
     loop {
         tokio::select! {
             Some(()) = unhandled.next() => {}
-            taken = poll_fn(|cx| seat.poll_next(cx)), if unhandled.len() < UNHANDLED => {
-                let Some((arrived, token)) = taken else { break };
+            hand = poll_fn(|cx| seat.poll_take(cx, 1)), if unhandled.len() < UNHANDLED => {
+                let Some(mut hand) = hand else { break };
                 if !recipient.connected() {
-                    seat.channel().remove(seat.id(), Some(arrived));
                     break;
                 }
-                if let Some((message, reply_to)) = arrived.accept() {
-                    unhandled.push(hand_over(&recipient, message, reply_to, token));
+                if let Some((message, reply_to)) = hand.accept() {
+                    unhandled.push(hand_over(&recipient, message, reply_to, hand.token()));
                 }
             }
         }

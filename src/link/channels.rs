@@ -13,7 +13,10 @@ use super::{
     room::{PeerRoom, Taken},
     transfer::{Assembly, ChunkError},
 };
-use crate::proto::{self, LinkRequest};
+use crate::{
+    batch::{Batch, BatchError},
+    proto::{self, LinkRequest},
+};
 
 /// How many namespaces one peer may send to, and how long their names and labels
 /// may be together, in bytes.
@@ -37,10 +40,10 @@ pub(crate) enum ProtocolError {
     Broadcast { channel: u32, problem: &'static str },
     #[error("more than {MAX_CHANNELS} channels, or {MAX_NAMES} bytes of names")]
     TooManyChannels,
-    #[error("a message of {size} bytes that did not come in chunks")]
-    NotInChunks { size: usize },
     #[error("a large message of the channel {channel} in the midst of another one")]
     InTheMidst { channel: u32 },
+    #[error("{0}")]
+    Batch(#[from] BatchError),
     #[error("{0}")]
     Chunk(#[from] ChunkError),
     #[error("{UNREAD_BYTES} bytes of answers that it has not read")]
@@ -124,15 +127,13 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         }
         for run in frame.runs {
             let channel = run.channel;
-            if run.first.checked_add(run.messages.len() as u64).is_none() {
+            let (first, ask) = (run.first, run.ask);
+            let batch = Batch::read(run.into_batch(), INLINE_BYTES)?;
+            if first.checked_add(batch.len() as u64).is_none() {
                 return Err(ProtocolError::NoSuchNumber { channel });
             }
-            if let Some(long) = run.messages.iter().find(|m| m.len() > INLINE_BYTES) {
-                return Err(ProtocolError::NotInChunks { size: long.len() });
-            }
-            let (inlets, lane) = self.granted(channel, run.messages.len())?;
-            let inlet = &inlets.messages;
-            inlet.deliver(lane, run.first, run.ask, run.messages);
+            let (inlets, lane) = self.granted(channel, batch.len())?;
+            inlets.messages.deliver(lane, first, ask, batch);
         }
         for broadcast in frame.broadcasts {
             let channel = broadcast.channel;
@@ -199,9 +200,9 @@ impl<Find: Fn(&str) -> Option<Inlets>> Channels<Find> {
         if let (Some(whole), Some(Some((inlets, lane)))) = (whole, leads)
             && let Some((assembly, _)) = whole.assembly
         {
-            let message = vec![assembly.into_bytes()];
+            let message = assembly.into_bytes();
             let inlet = &inlets.messages;
-            inlet.deliver(lane, whole.sequence, whole.ask, message);
+            inlet.deliver_large(lane, whole.sequence, whole.ask, message);
         }
         Ok(())
     }

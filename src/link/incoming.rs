@@ -18,6 +18,7 @@ use super::{
     pace::{Content, Pace, UnknownMark},
 };
 use crate::{
+    batch::Batch,
     proto::{self, LinkReply, Opened, opened::Answer, reply, verdict},
     view::NodeId,
 };
@@ -36,7 +37,9 @@ pub(crate) trait Inlet: Send + Sync {
     /// Starts to grant to a channel of a link.
     fn attach(&self, lane: Arc<Lane>);
     /// Takes messages with consecutive numbers from `first` on.
-    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, messages: Vec<Bytes>);
+    fn deliver(&self, lane: &Arc<Lane>, first: u64, ask: bool, batch: Batch);
+    /// Takes a message that has come in chunks.
+    fn deliver_large(&self, lane: &Arc<Lane>, sequence: u64, ask: bool, message: Bytes);
 }
 
 /// Where all that comes in one namespace goes on this node.

@@ -29,7 +29,7 @@ pub(crate) use self::{
     transfer::{INLINE_BYTES, Sending},
 };
 
-use crate::proto;
+use crate::proto::{self, run::Part};
 
 /// How long either side waits for the other's first frame.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,15 +52,18 @@ pub(crate) enum Verdict {
     Rejected(String),
 }
 
+/// Messages with consecutive numbers.
+pub(crate) struct Run {
+    pub(crate) first: u64,
+    pub(crate) len: u64,
+    /// Whether their sender waits for what the handlers return.
+    pub(crate) ask: bool,
+    pub(crate) parts: Vec<Part>,
+}
+
 /// What a mailbox has for a link to write.
 pub(crate) enum Load {
-    /// Messages with consecutive numbers from `first` on.
-    Messages {
-        first: u64,
-        /// Whether their sender waits for what the handlers return.
-        ask: bool,
-        messages: Vec<Bytes>,
-    },
+    Messages(Vec<Run>),
     /// A part of a large message.
     Chunk {
         sequence: u64,
@@ -70,7 +73,9 @@ pub(crate) enum Load {
         data: Bytes,
     },
     /// A large message of which some has been written is given up.
-    GivenUp { sequence: u64 },
+    GivenUp {
+        sequence: u64,
+    },
     /// A part of a large message, when there is room for it.
     Later,
 }

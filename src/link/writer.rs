@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     delivery::Ticket,
-    proto::{self, LinkRequest},
+    proto::{self, LinkRequest, run::Part},
 };
 
 /// What is to be written to the peer.
@@ -258,22 +258,16 @@ fn content(frame: &LinkRequest) -> Content {
 /// others that call. Returns how many bytes that took.
 fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared) -> usize {
     let (bytes, unsent) = match load {
-        Load::Messages {
-            first,
-            ask,
-            messages,
-        } => {
-            let unsent = first + messages.len() as u64;
-            let bytes = messages
-                .iter()
-                .map(|message| MESSAGE_OVERHEAD + message.len());
-            let bytes = bytes.sum();
-            frame.runs.push(proto::Run {
+        Load::Messages(runs) => {
+            let bytes = runs.iter().flat_map(|run| &run.parts).map(Part::size);
+            let bytes = MESSAGE_OVERHEAD * runs.len() + bytes.sum::<usize>();
+            let unsent = runs.last().map_or(0, |run| run.first + run.len);
+            frame.runs.extend(runs.into_iter().map(|run| proto::Run {
                 channel,
-                first,
-                ask,
-                messages,
-            });
+                first: run.first,
+                ask: run.ask,
+                parts: run.parts,
+            }));
             (bytes, unsent)
         }
         Load::Chunk {

@@ -56,7 +56,7 @@ impl<M: RemoteMessage> Account<M> {
         self.later.push(Later::Tell(Failed {
             error,
             size: parcel.size,
-            sent: parcel.sent,
+            sent: parcel.sent(),
             waiter: std::mem::replace(&mut parcel.waiter, Waiter::None),
             _body: parcel.body.take(),
         }));

@@ -65,7 +65,10 @@ impl<M: RemoteMessage> LaneEnd<M> {
                 }
                 Verdict::Returned => {
                     let mut returned = Vec::new();
-                    lanes[lane].settle(sequences, |_, _, parcel| returned.push(parcel));
+                    lanes[lane].settle(sequences, |lane, _, mut parcel| {
+                        lane.restore(&mut parcel);
+                        returned.push(parcel);
+                    });
                     for parcel in returned {
                         outbox.offer_again(state, parcel);
                     }

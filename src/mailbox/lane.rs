@@ -7,12 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
-use super::{feedback::LaneEnd, parcel::Parcel};
+use super::{
+    feedback::LaneEnd,
+    gathering::{Gathering, SMALL_BYTES},
+    parcel::Parcel,
+};
 use crate::{
     delivery::Waiter,
-    link::{INLINE_BYTES, Link, Load, Sending},
-    message::{Body, RemoteMessage},
+    link::{INLINE_BYTES, Link, Load, Run, Sending},
+    message::{Body, Fresh, RemoteMessage},
+    proto::run::{Part, size},
     status::Traffic,
     view::NodeId,
 };
@@ -37,9 +43,15 @@ pub(super) struct Lane<M: RemoteMessage> {
     given_up: Option<u64>,
     /// Whether the link will ask for more by itself.
     called: bool,
+    /// The time that those share which are sent until it does, and how many more
+    /// of them.
+    now: Option<(Instant, usize)>,
     /// Accepted, and not yet answered.
     pub(super) asking: BTreeMap<u64, Parcel<M>>,
 }
+
+/// How many messages share a time.
+const SHARED_TIMES: usize = 64;
 
 pub(super) enum Route {
     /// To the recipients of this node.
@@ -70,6 +82,7 @@ impl<M: RemoteMessage> Lane<M> {
             transfer: None,
             given_up: None,
             called: false,
+            now: None,
             asking: BTreeMap::new(),
         }
     }
@@ -104,13 +117,27 @@ impl<M: RemoteMessage> Lane<M> {
         self.under_way.end()
     }
 
-    /// Counts a message that has been handed over as the next one.
-    pub(super) fn send_off(&mut self, parcel: Parcel<M>) {
-        self.under_way.push(parcel);
+    /// Counts a message that has been handed over as the next one. `fresh` is its
+    /// encoded form, where it has not kept that.
+    pub(super) fn send_off(&mut self, parcel: Parcel<M>, fresh: Option<Fresh>) {
+        self.under_way.push(parcel, fresh);
         match &self.route {
             Route::Local => self.unsent = self.next(),
             Route::Remote { .. } => self.call(),
         }
+    }
+
+    /// The time, or what it was when the link had taken everything and another one
+    /// was sent: to look at the clock takes as long as all else that is done for a
+    /// small message here.
+    pub(super) fn now(&mut self) -> Instant {
+        if let Some((now, left @ 1..)) = &mut self.now {
+            *left -= 1;
+            return *now;
+        }
+        let now = Instant::now();
+        self.now = (!self.is_local()).then_some((now, SHARED_TIMES));
+        now
     }
 
     /// Sees to it that the link asks for what there is.
@@ -125,52 +152,41 @@ impl<M: RemoteMessage> Lane<M> {
     /// What the link is to write next: messages of up to `room` bytes, or one;
     /// or of a large one, up to `chunk` bytes.
     pub(super) fn take(&mut self, room: usize, chunk: usize) -> Option<Load> {
+        self.now = None;
         if let Some(sequence) = self.given_up.take() {
             return Some(Load::GivenUp { sequence });
         }
-        let load = match self.next_unsent() {
-            Some((_, body)) if body.len() > INLINE_BYTES => self.take_chunk(chunk),
-            Some(_) => Some(self.take_messages(room)),
+        // Some were given up in the meantime.
+        while self.unsent < self.next() && self.under_way.get(self.unsent).is_none() {
+            self.unsent += 1;
+        }
+        let load = match self.under_way.get(self.unsent) {
+            Some(parcel) if parcel.size > INLINE_BYTES => self.take_chunk(chunk),
+            Some(_) => Some(Load::Messages(self.take_runs(room))),
             None => None,
         };
         self.called = load.is_some();
         load
     }
 
-    /// The first message that has not been taken: whether its sender asks, and
-    /// its body.
-    fn next_unsent(&mut self) -> Option<(bool, Bytes)> {
-        while self.unsent < self.next() {
-            if let Some(parcel) = self.under_way.get(self.unsent)
-                && let Some(Body::Encoded(body)) = &parcel.body
-            {
-                return Some((parcel.waiter.asks(), body.clone()));
-            }
-            // It was given up in the meantime.
-            self.unsent += 1;
-        }
-        None
-    }
-
-    fn take_messages(&mut self, room: usize) -> Load {
-        let (mut first, mut ask, mut bytes) = (self.unsent, false, 0);
-        let mut messages = Vec::new();
-        while let Some((asks, body)) = self.next_unsent() {
-            bytes += body.len();
-            let empty = messages.is_empty();
-            if empty {
-                (first, ask) = (self.unsent, asks);
-            } else if bytes > room || asks != ask || self.unsent != first + messages.len() as u64 {
+    fn take_runs(&mut self, room: usize) -> Vec<Run> {
+        let mut drafts: Vec<Draft> = Vec::new();
+        let mut bytes = 0;
+        for (sequence, parcel) in self.under_way.since(self.unsent) {
+            bytes += size(parcel.size);
+            let full = bytes > room && !drafts.is_empty();
+            if full || parcel.size > INLINE_BYTES {
                 break;
             }
-            messages.push(body);
-            self.unsent += 1;
+            match drafts.last_mut() {
+                Some(draft) if draft.goes_on_with(sequence, parcel) => draft.add(parcel),
+                _ => drafts.push(Draft::of(sequence, parcel)),
+            }
+            self.unsent = sequence + 1;
         }
-        Load::Messages {
-            first,
-            ask,
-            messages,
-        }
+        let gathering = &mut self.under_way.gathering;
+        let runs = drafts.into_iter().map(|draft| draft.finish(gathering));
+        runs.collect()
     }
 
     fn take_chunk(&mut self, room: usize) -> Option<Load> {
@@ -178,15 +194,21 @@ impl<M: RemoteMessage> Lane<M> {
         if room == 0 && !waits {
             return Some(Load::Later);
         }
-        let (ask, body) = self.next_unsent()?;
-        let transfer = self.transfer.get_or_insert_with(|| Sending::new(body));
+        let parcel = self.under_way.get(self.unsent)?;
+        let Some(Body::Encoded(body)) = &parcel.body else {
+            return None;
+        };
+        let ask = parcel.waiter.asks();
+        let transfer = self
+            .transfer
+            .get_or_insert_with(|| Sending::new(body.clone()));
         let (offset, data) = transfer.next(room)?;
         let (sequence, size, sent) = (self.unsent, transfer.size(), transfer.sent());
         if transfer.is_done() {
             self.transfer = None;
             self.unsent += 1;
         }
-        if let Some(ticket) = self.under_way.get(sequence).and_then(|p| p.ticket.as_ref()) {
+        if let Some(ticket) = &parcel.ticket {
             ticket.transferred(sent, size);
         }
         Some(Load::Chunk {
@@ -206,6 +228,11 @@ impl<M: RemoteMessage> Lane<M> {
             transfer.proceed();
             self.call();
         }
+    }
+
+    /// Gives a message its body back, which it had among others.
+    pub(super) fn restore(&self, parcel: &mut Parcel<M>) {
+        self.under_way.restore(parcel);
     }
 
     /// These are under way no more, as far as they have been sent at all.
@@ -282,6 +309,60 @@ impl<M: RemoteMessage> Lane<M> {
     }
 }
 
+/// A run that is being made.
+struct Draft {
+    first: u64,
+    len: u64,
+    ask: bool,
+    parts: Vec<DraftPart>,
+}
+
+enum DraftPart {
+    Message(Bytes),
+    /// Between these positions.
+    Gathered(Range<u64>),
+}
+
+impl Draft {
+    fn of<M: RemoteMessage>(sequence: u64, parcel: &Parcel<M>) -> Self {
+        let mut draft = Self {
+            first: sequence,
+            len: 0,
+            ask: parcel.waiter.asks(),
+            parts: Vec::new(),
+        };
+        draft.add(parcel);
+        draft
+    }
+
+    fn goes_on_with<M: RemoteMessage>(&self, sequence: u64, parcel: &Parcel<M>) -> bool {
+        sequence == self.first + self.len && parcel.waiter.asks() == self.ask
+    }
+
+    fn add<M: RemoteMessage>(&mut self, parcel: &Parcel<M>) {
+        self.len += 1;
+        let end = parcel.position + size(parcel.size) as u64;
+        match (&parcel.body, self.parts.last_mut()) {
+            (Some(Body::Encoded(body)), _) => self.parts.push(DraftPart::Message(body.clone())),
+            (_, Some(DraftPart::Gathered(positions))) => positions.end = end,
+            _ => self.parts.push(DraftPart::Gathered(parcel.position..end)),
+        }
+    }
+
+    fn finish(self, gathering: &mut Gathering) -> Run {
+        let parts = self.parts.into_iter().map(|part| match part {
+            DraftPart::Message(message) => Part::Message(message),
+            DraftPart::Gathered(positions) => Part::Batch(gathering.take(positions)),
+        });
+        Run {
+            first: self.first,
+            len: self.len,
+            ask: self.ask,
+            parts: parts.collect(),
+        }
+    }
+}
+
 /// Messages by their numbers. Almost always they are settled in the order of
 /// these, so they stand in a row.
 struct UnderWay<M: RemoteMessage> {
@@ -292,6 +373,8 @@ struct UnderWay<M: RemoteMessage> {
     /// Those that so many others have overtaken that the row goes on without
     /// them.
     overtaken: BTreeMap<u64, Parcel<M>>,
+    /// The bodies of those in the row that are small and go to another node.
+    gathering: Gathering,
     /// How many there are, in all.
     count: usize,
     bytes: usize,
@@ -306,6 +389,7 @@ impl<M: RemoteMessage> UnderWay<M> {
             first,
             row: VecDeque::new(),
             overtaken: BTreeMap::new(),
+            gathering: Gathering::default(),
             count: 0,
             bytes: 0,
         }
@@ -315,10 +399,33 @@ impl<M: RemoteMessage> UnderWay<M> {
         self.first + self.row.len() as u64
     }
 
-    fn push(&mut self, parcel: Parcel<M>) {
+    fn push(&mut self, mut parcel: Parcel<M>, fresh: Option<Fresh>) {
         self.count += 1;
         self.bytes += parcel.size;
+        parcel.position = self.gathering.end();
+        if parcel.size > SMALL_BYTES {
+            parcel.keep(fresh);
+        } else if let Some(fresh) = fresh {
+            self.gathering.push(&fresh);
+        } else if let Some(Body::Encoded(body)) = &parcel.body {
+            self.gathering.push(body);
+            parcel.body = None;
+        }
         self.row.push_back(Some(parcel));
+    }
+
+    fn restore(&self, parcel: &mut Parcel<M>) {
+        if parcel.body.is_none() {
+            let body = self.gathering.get(parcel.position);
+            parcel.body = body.map(Body::Encoded);
+        }
+    }
+
+    /// Those in the row from this number on.
+    fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &Parcel<M>)> {
+        let skip = self.index(sequence).unwrap_or(0);
+        let row = (self.first..).zip(&self.row).skip(skip);
+        row.filter_map(|(sequence, parcel)| Some((sequence, parcel.as_ref()?)))
     }
 
     fn index(&self, sequence: u64) -> Option<usize> {
@@ -347,10 +454,16 @@ impl<M: RemoteMessage> UnderWay<M> {
             if first.is_some() && !long {
                 break;
             }
-            if let Some(Some(parcel)) = self.row.pop_front() {
+            if let Some(Some(mut parcel)) = self.row.pop_front() {
+                self.restore(&mut parcel);
                 self.overtaken.insert(self.first, parcel);
             }
             self.first += 1;
+        }
+        match self.row.front() {
+            Some(Some(first)) => self.gathering.forget(first.position),
+            Some(None) => {}
+            None => self.gathering.clear(),
         }
     }
 
@@ -379,7 +492,8 @@ impl<M: RemoteMessage> UnderWay<M> {
     fn split(&mut self, sequence: u64) -> (Vec<Parcel<M>>, Vec<Parcel<M>>) {
         let index = self.index(sequence).unwrap_or(0).min(self.row.len());
         let end = self.end();
-        let after = self.row.split_off(index).into_iter().flatten().collect();
+        let mut after: Vec<_> = self.row.split_off(index).into_iter().flatten().collect();
+        after.iter_mut().for_each(|parcel| self.restore(parcel));
         let before = std::mem::take(&mut self.row).into_iter().flatten();
         let overtaken = std::mem::take(&mut self.overtaken).into_values();
         let before = overtaken.chain(before).collect();

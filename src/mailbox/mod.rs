@@ -6,6 +6,7 @@
 
 mod account;
 mod feedback;
+mod gathering;
 mod lane;
 mod outbox;
 mod parcel;

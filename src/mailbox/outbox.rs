@@ -13,7 +13,10 @@
 use std::{
     collections::VecDeque,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -33,9 +36,9 @@ use crate::{
     dead_letter::DeadLetterOffice,
     delivery::{Delivery, Held, Request, Ticket, Timekeeper, Waiter},
     error::DeliveryError,
-    inbox::{Arrived, Channel},
+    inbox::Channel,
     link::Links,
-    message::{Body, RemoteMessage},
+    message::{Body, Fresh, RemoteMessage},
     view::NodeId,
 };
 
@@ -71,6 +74,8 @@ pub(crate) struct Outbox<M: RemoteMessage> {
     pub(super) place: Place<M>,
     pub(super) this: Weak<Self>,
     state: Mutex<State<M>>,
+    /// The next message will have to be encoded, by all that is known.
+    encode_first: AtomicBool,
     /// The earliest deadline has become an earlier one.
     sooner: Notify,
 }
@@ -114,6 +119,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 wakers: Vec::new(),
                 closed: false,
             }),
+            encode_first: AtomicBool::new(false),
             sooner: Notify::new(),
         });
         let end = LaneEnd::new(outbox.this.clone());
@@ -236,10 +242,19 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     /// Hands the message over, or lets it wait. A message that goes to another
-    /// node is encoded first, without the lock; so is one that waits, unless
-    /// this node alone receives.
+    /// node is encoded before, without the lock; so is one that waits, unless this
+    /// node alone receives.
     fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), Box<Unsent<M>>> {
+        let mut encode = self.encode_first.load(Ordering::Relaxed);
+        // A message that has been encoded is dropped without the lock as well.
+        let (mut fresh, mut _spent) = (None, None);
         loop {
+            if encode && fresh.is_none() {
+                match parcel.encoded(self.limits().max_message) {
+                    Ok(encoded) => fresh = encoded,
+                    Err(error) => return Err(parcel.failed(error)),
+                }
+            }
             let mut state = self.state();
             if state.closed {
                 return Err(parcel.failed(DeliveryError::Closed));
@@ -248,63 +263,73 @@ impl<M: RemoteMessage> Outbox<M> {
                 let error = self.other_type(theirs);
                 return Err(parcel.failed(error));
             }
-            let encoded = parcel.is_encoded();
             // While any wait nobody is ready, so this one overtakes nobody.
-            match state.next(self.limits()) {
-                Some(lane) if encoded || state.lanes[lane].is_local() => {
-                    parcel.order = state.next_order();
-                    match self.hand_over(&mut state, lane, parcel) {
-                        Ok(()) => {
-                            state.account.traffic.sent += 1;
-                            return Ok(());
-                        }
-                        // The lane is not ready after all: look again.
-                        Err(back) => parcel = back,
-                    }
+            let next = state.next(self.limits());
+            if next.is_none() && bounded && state.is_full(self.limits()) {
+                self.encode_first.store(false, Ordering::Relaxed);
+                return Err(parcel.failed(DeliveryError::Full));
+            }
+            let stays = match next {
+                Some(lane) => state.lanes[lane].is_local(),
+                None => state.may_stay(),
+            };
+            if stays != fresh.is_none() {
+                self.encode_first
+                    .store(!state.may_stay(), Ordering::Relaxed);
+            }
+            match &fresh {
+                _ if stays => fresh = None,
+                Some(fresh) => {
+                    parcel.size = fresh.len();
+                    _spent = parcel.body.take();
                 }
-                None if !encoded && bounded && state.is_full(self.limits()) => {
-                    return Err(parcel.failed(DeliveryError::Full));
-                }
-                None if encoded || state.may_stay() => {
-                    parcel.order = state.next_order();
-                    self.note_deadline(&mut state, &parcel);
-                    state.account.traffic.sent += 1;
-                    state.waiting_bytes += parcel.size;
-                    state.waiting.push_back(parcel);
-                    return Ok(());
-                }
-                _ => {
-                    drop(state);
-                    if let Err(error) = parcel.encode(self.limits().max_message) {
-                        return Err(parcel.failed(error));
-                    }
+                None => {
+                    encode = true;
+                    continue;
                 }
             }
+            parcel.order = state.next_order();
+            parcel.sent.get_or_insert_with(|| match next {
+                Some(lane) => state.lanes[lane].now(),
+                None => Instant::now(),
+            });
+            match next {
+                Some(lane) => {
+                    if let Err(back) = self.hand_over(&mut state, lane, parcel, fresh.take()) {
+                        // The lane is not ready after all: look again.
+                        parcel = back;
+                        continue;
+                    }
+                }
+                None => {
+                    parcel.keep(fresh);
+                    self.note_deadline(&mut state, &parcel);
+                    state.waiting_bytes += parcel.size;
+                    state.waiting.push_back(parcel);
+                }
+            }
+            state.account.traffic.sent += 1;
+            return Ok(());
         }
     }
 
     // What happens to messages under the lock.
 
     /// Gives a message to a receiver that is ready, or gives it back if that
-    /// turns out not to be.
+    /// turns out not to be. `fresh` is its encoded form, where it has not kept that.
     fn hand_over(
         &self,
         state: &mut State<M>,
         index: usize,
         mut parcel: Parcel<M>,
+        fresh: Option<Fresh>,
     ) -> Result<(), Parcel<M>> {
         let lane = &mut state.lanes[index];
         if lane.is_local()
             && let Some(body) = parcel.body.take()
         {
-            let arrived = Arrived {
-                origin: lane.end.clone(),
-                sequence: lane.next(),
-                ask: parcel.waiter.asks(),
-                copy: false,
-                body,
-            };
-            if let Err(body) = self.place.local.offer(arrived) {
+            let (end, next, ask) = (lane.end.clone(), lane.next(), parcel.waiter.asks());
+            if let Err(body) = self.place.local.offer(end, next, ask, body) {
                 lane.window = 0;
                 parcel.body = Some(body);
                 return Err(parcel);
@@ -313,7 +338,7 @@ impl<M: RemoteMessage> Outbox<M> {
         if parcel.is_awaited() {
             self.note_deadline(state, &parcel);
         }
-        state.lanes[index].send_off(parcel);
+        state.lanes[index].send_off(parcel, fresh);
         state.turn = index + 1;
         Ok(())
     }
@@ -334,7 +359,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 state.account.fail(&mut parcel, error);
                 continue;
             }
-            if let Err(parcel) = self.hand_over(state, lane, parcel) {
+            if let Err(parcel) = self.hand_over(state, lane, parcel, None) {
                 state.wait_again(parcel);
             }
         }

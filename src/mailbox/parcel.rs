@@ -7,16 +7,20 @@ use tokio::time::Instant;
 use crate::{
     delivery::{Held, Waiter, far},
     error::DeliveryError,
-    message::{Body, RemoteMessage, encode},
+    message::{Body, Fresh, RemoteMessage, encode_here},
 };
 
 pub(super) struct Parcel<M: RemoteMessage> {
-    /// `None` while a local recipient has it.
+    /// `None` while a local recipient has it, and while its lane has it among
+    /// others.
     pub(super) body: Option<Body<M>>,
     pub(super) size: usize,
+    /// Where it is among these, or would be.
+    pub(super) position: u64,
     /// Its place among all that were sent.
     pub(super) order: u64,
-    pub(super) sent: Instant,
+    /// When it was taken in.
+    pub(super) sent: Option<Instant>,
     /// What it shares with whoever awaits it.
     pub(super) ticket: Option<Held>,
     pub(super) waiter: Waiter<M>,
@@ -36,8 +40,9 @@ impl<M: RemoteMessage> Parcel<M> {
         Self {
             size: body.size(),
             body: Some(body),
+            position: 0,
             order: 0,
-            sent: Instant::now(),
+            sent: ticket.as_ref().map(|ticket| ticket.sent()),
             ticket,
             waiter,
             failed: false,
@@ -50,8 +55,12 @@ impl<M: RemoteMessage> Parcel<M> {
             .map_or(default, |ticket| ticket.timeout())
     }
 
+    pub(super) fn sent(&self) -> Instant {
+        self.sent.unwrap_or_else(Instant::now)
+    }
+
     pub(super) fn expires(&self, default: Duration) -> Instant {
-        far(self.sent, self.timeout(default))
+        far(self.sent(), self.timeout(default))
     }
 
     /// Whether somebody waits for the outcome.
@@ -59,20 +68,30 @@ impl<M: RemoteMessage> Parcel<M> {
         !matches!(self.waiter, Waiter::None)
     }
 
-    pub(super) fn is_encoded(&self) -> bool {
-        matches!(self.body, Some(Body::Encoded(_)))
-    }
-
     /// Makes it fit to travel. `limit` is the size of the largest message, in
     /// bytes.
     pub(super) fn encode(&mut self, limit: usize) -> Result<(), DeliveryError> {
-        if let Some(Body::Value(message)) = &self.body {
-            let bytes = encode(message, limit);
-            let bytes = bytes.map_err(|error| DeliveryError::unsent(error, limit))?;
-            self.size = bytes.len();
-            self.body = Some(Body::Encoded(bytes));
-        }
+        let fresh = self.encoded(limit)?;
+        self.keep(fresh);
         Ok(())
+    }
+
+    /// Its encoded form, if it is not in that already.
+    pub(super) fn encoded(&self, limit: usize) -> Result<Option<Fresh>, DeliveryError> {
+        let Some(Body::Value(message)) = &self.body else {
+            return Ok(None);
+        };
+        let fresh = encode_here(message, limit);
+        let fresh = fresh.map_err(|error| DeliveryError::unsent(error, limit))?;
+        Ok(Some(fresh))
+    }
+
+    /// Keeps the encoded form, if there is a new one.
+    pub(super) fn keep(&mut self, fresh: Option<Fresh>) {
+        if let Some(fresh) = fresh {
+            self.size = fresh.len();
+            self.body = Some(Body::Encoded(fresh.into_bytes()));
+        }
     }
 
     pub(super) fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {

@@ -4,8 +4,13 @@
 /// ready. Start the next search behind it: then all that stay ready get the
 /// same number of messages, give or take one.
 pub(crate) fn next(turn: usize, count: usize, ready: impl Fn(usize) -> bool) -> Option<usize> {
-    (turn..turn + count)
-        .map(|turn| turn % count)
+    let turn = if turn < count {
+        turn
+    } else {
+        turn.checked_rem(count)?
+    };
+    (turn..count)
+        .chain(0..turn)
         .find(|receiver| ready(*receiver))
 }
 

@@ -238,7 +238,7 @@ pub struct LinkRequest {
     #[prost(message, repeated, tag = "2")]
     pub channels: ::prost::alloc::vec::Vec<Channel>,
     #[prost(message, repeated, tag = "3")]
-    pub runs: ::prost::alloc::vec::Vec<Run>,
+    pub runs: ::prost::alloc::vec::Vec<super::run::Run>,
     /// They come after the runs of the same frame.
     #[prost(message, repeated, tag = "4")]
     pub broadcasts: ::prost::alloc::vec::Vec<Broadcast>,
@@ -276,20 +276,6 @@ pub struct Channel {
     pub namespace: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub label: ::prost::alloc::string::String,
-}
-/// Messages of one channel with consecutive sequence numbers.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Run {
-    #[prost(uint32, tag = "1")]
-    pub channel: u32,
-    #[prost(uint64, tag = "2")]
-    pub first: u64,
-    /// Whether the sender waits for what the handlers return.
-    #[prost(bool, tag = "3")]
-    pub ask: bool,
-    /// MessagePack, one a message.
-    #[prost(bytes = "bytes", repeated, tag = "4")]
-    pub messages: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// A part of a large message, or of a large reply to one. The first has no data
 /// and announces the size; the others follow in order once the other side lets

@@ -7,6 +7,8 @@
 /// The wire, as the crate has it.
 #[path = "../../src/proto/codec.rs"]
 mod codec;
+#[path = "../../src/proto/run.rs"]
+pub mod run;
 pub mod proto {
     #![allow(missing_docs, unreachable_pub, dead_code, clippy::all)]
     include!("../../src/proto/dchan.v1.rs");
