@@ -63,7 +63,11 @@ pub(crate) struct Run {
 
 /// What a mailbox has for a link to write.
 pub(crate) enum Load {
-    Messages(Vec<Run>),
+    Messages {
+        runs: Vec<Run>,
+        /// There are more, for which there is no room.
+        full: bool,
+    },
     /// A part of a large message.
     Chunk {
         sequence: u64,
@@ -73,9 +77,7 @@ pub(crate) enum Load {
         data: Bytes,
     },
     /// A large message of which some has been written is given up.
-    GivenUp {
-        sequence: u64,
-    },
+    GivenUp { sequence: u64 },
     /// A part of a large message, when there is room for it.
     Later,
 }

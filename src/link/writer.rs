@@ -155,11 +155,14 @@ impl Writer {
             else {
                 continue;
             };
+            let full = matches!(load, Load::Messages { full: true, .. });
             let took = append(&mut frame, channel, load, &mut self.link.shared());
             bytes += took;
             // The peer reads a frame's chunks last, so nothing comes behind one.
             if !frame.chunks.is_empty() {
                 chunk_bytes = took;
+            }
+            if full || chunk_bytes > 0 {
                 break;
             }
         }
@@ -258,7 +261,7 @@ fn content(frame: &LinkRequest) -> Content {
 /// others that call. Returns how many bytes that took.
 fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared) -> usize {
     let (bytes, unsent) = match load {
-        Load::Messages(runs) => {
+        Load::Messages { runs, .. } => {
             let bytes = runs.iter().flat_map(|run| &run.parts).map(Part::size);
             let bytes = MESSAGE_OVERHEAD * runs.len() + bytes.sum::<usize>();
             let unsent = runs.last().map_or(0, |run| run.first + run.len);

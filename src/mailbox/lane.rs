@@ -162,20 +162,23 @@ impl<M: RemoteMessage> Lane<M> {
         }
         let load = match self.under_way.get(self.unsent) {
             Some(parcel) if parcel.size > INLINE_BYTES => self.take_chunk(chunk),
-            Some(_) => Some(Load::Messages(self.take_runs(room))),
+            Some(_) => Some(self.take_runs(room)),
             None => None,
         };
         self.called = load.is_some();
         load
     }
 
-    fn take_runs(&mut self, room: usize) -> Vec<Run> {
+    fn take_runs(&mut self, room: usize) -> Load {
         let mut drafts: Vec<Draft> = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut full) = (0, false);
         for (sequence, parcel) in self.under_way.since(self.unsent) {
+            if parcel.size > INLINE_BYTES {
+                break;
+            }
             bytes += size(parcel.size);
-            let full = bytes > room && !drafts.is_empty();
-            if full || parcel.size > INLINE_BYTES {
+            full = bytes > room && !drafts.is_empty();
+            if full {
                 break;
             }
             match drafts.last_mut() {
@@ -186,7 +189,8 @@ impl<M: RemoteMessage> Lane<M> {
         }
         let gathering = &mut self.under_way.gathering;
         let runs = drafts.into_iter().map(|draft| draft.finish(gathering));
-        runs.collect()
+        let runs = runs.collect();
+        Load::Messages { runs, full }
     }
 
     fn take_chunk(&mut self, room: usize) -> Option<Load> {
