@@ -105,7 +105,7 @@ const SMALL_BYTES: usize = BLOCK_BYTES / 4;
 thread_local! {
     /// The rest of the block into which this thread encodes. Taken out while it is
     /// used, for a value's own code may encode another one.
-    static BLOCK: Cell<BytesMut> = Cell::default();
+    static BLOCK: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
 /// MessagePack with field names, so that fields can be added while nodes of
@@ -140,14 +140,15 @@ impl Drop for Fresh {
         let own = mem::take(&mut self.bytes);
         let mut rest = self.block.take().unwrap_or(own);
         rest.clear();
-        let _ = BLOCK.try_with(|block| block.set(rest));
+        let _ = BLOCK.try_with(|block| block.set(Some(rest)));
     }
 }
 
 /// The same, for who copies it or lets it go.
 pub(crate) fn encode_here<T: Serialize>(value: &T, limit: usize) -> Result<Fresh, EncodeError> {
+    let block = BLOCK.try_with(Cell::take);
     let mut writer = Writer {
-        bytes: BLOCK.try_with(Cell::take).unwrap_or_default(),
+        bytes: block.ok().flatten().unwrap_or_default(),
         block: None,
         dropped: 0,
         limit,

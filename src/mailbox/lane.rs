@@ -117,9 +117,9 @@ impl<M: RemoteMessage> Lane<M> {
         self.under_way.end()
     }
 
-    /// Counts a message that has been handed over as the next one. `fresh` is its
+    /// Takes a message that has been handed over as the next one. `fresh` is its
     /// encoded form, where it has not kept that.
-    pub(super) fn send_off(&mut self, parcel: Parcel<M>, fresh: Option<Fresh>) {
+    pub(super) fn send_off(&mut self, parcel: &mut Parcel<M>, fresh: Option<Fresh>) {
         self.under_way.push(parcel, fresh);
         match &self.route {
             Route::Local => self.unsent = self.next(),
@@ -403,18 +403,23 @@ impl<M: RemoteMessage> UnderWay<M> {
         self.first + self.row.len() as u64
     }
 
-    fn push(&mut self, mut parcel: Parcel<M>, fresh: Option<Fresh>) {
+    fn push(&mut self, parcel: &mut Parcel<M>, fresh: Option<Fresh>) {
+        parcel.position = self.gathering.end();
+        let small = match (&fresh, &parcel.body) {
+            (Some(fresh), _) => Some(&fresh[..]),
+            (None, Some(Body::Encoded(body))) => Some(&body[..]),
+            _ => None,
+        };
+        let parcel = match small.filter(|body| body.len() <= SMALL_BYTES) {
+            Some(body) => {
+                parcel.size = body.len();
+                self.gathering.push(body);
+                parcel.take_with(None)
+            }
+            None => parcel.take(fresh),
+        };
         self.count += 1;
         self.bytes += parcel.size;
-        parcel.position = self.gathering.end();
-        if parcel.size > SMALL_BYTES {
-            parcel.keep(fresh);
-        } else if let Some(fresh) = fresh {
-            self.gathering.push(&fresh);
-        } else if let Some(Body::Encoded(body)) = &parcel.body {
-            self.gathering.push(body);
-            parcel.body = None;
-        }
         self.row.push_back(Some(parcel));
     }
 

@@ -28,7 +28,7 @@ use super::{
     account::Account,
     feedback::LaneEnd,
     lane::{Lane, Route},
-    parcel::{Parcel, Unsent},
+    parcel::Parcel,
     rotation,
 };
 use crate::{
@@ -158,20 +158,17 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn try_take_in(&self, message: M, bounded: bool) -> Result<(), SendError<M>> {
-        let parcel = Parcel::new(message, Waiter::None, None);
-        let Err(unsent) = self.take_in(parcel, bounded) else {
+        let mut parcel = Parcel::new(message, Waiter::None, None);
+        let Err(error) = self.take_in(&mut parcel, bounded) else {
             return Ok(());
         };
-        match (unsent.error, unsent.parcel.body) {
+        match (error, parcel.body.take()) {
             (DeliveryError::Full, Some(Body::Value(message))) => Err(SendError::Full(message)),
             (DeliveryError::Closed, Some(Body::Value(message))) => Err(SendError::Closed(message)),
             // `SendError` has no words for a message that cannot travel.
             (error, body) => {
-                let parcel = Parcel {
-                    body,
-                    ..unsent.parcel
-                };
-                self.bury(parcel, error);
+                parcel.body = body;
+                self.bury(&mut parcel, error);
                 Ok(())
             }
         }
@@ -197,17 +194,17 @@ impl<M: RemoteMessage> Outbox<M> {
         self.send_or_bury(parcel, false);
     }
 
-    fn send_or_bury(&self, parcel: Parcel<M>, bounded: bool) {
-        if let Err(unsent) = self.take_in(parcel, bounded) {
-            self.bury(unsent.parcel, unsent.error);
+    fn send_or_bury(&self, mut parcel: Parcel<M>, bounded: bool) {
+        if let Err(error) = self.take_in(&mut parcel, bounded) {
+            self.bury(&mut parcel, error);
         }
     }
 
     /// Counts a message as sent that was not even taken in.
-    fn bury(&self, mut parcel: Parcel<M>, error: DeliveryError) {
+    fn bury(&self, parcel: &mut Parcel<M>, error: DeliveryError) {
         let mut state = self.state();
         state.account.traffic.sent += 1;
-        state.account.fail(&mut parcel, error);
+        state.account.fail(parcel, error);
     }
 
     /// What sends the broadcasts of the namespace.
@@ -244,30 +241,28 @@ impl<M: RemoteMessage> Outbox<M> {
     /// Hands the message over, or lets it wait. A message that goes to another
     /// node is encoded before, without the lock; so is one that waits, unless this
     /// node alone receives.
-    fn take_in(&self, mut parcel: Parcel<M>, bounded: bool) -> Result<(), Box<Unsent<M>>> {
+    ///
+    /// After an error the parcel is as it was. Else all of it has been taken but for
+    /// a message that has been encoded, so that this is dropped without the lock.
+    fn take_in(&self, parcel: &mut Parcel<M>, bounded: bool) -> Result<(), DeliveryError> {
         let mut encode = self.encode_first.load(Ordering::Relaxed);
-        // A message that has been encoded is dropped without the lock as well.
-        let (mut fresh, mut _spent) = (None, None);
+        let mut fresh = None;
         loop {
             if encode && fresh.is_none() {
-                match parcel.encoded(self.limits().max_message) {
-                    Ok(encoded) => fresh = encoded,
-                    Err(error) => return Err(parcel.failed(error)),
-                }
+                fresh = parcel.encoded(self.limits().max_message)?;
             }
             let mut state = self.state();
             if state.closed {
-                return Err(parcel.failed(DeliveryError::Closed));
+                return Err(DeliveryError::Closed);
             }
             if let Some(theirs) = &state.other_label {
-                let error = self.other_type(theirs);
-                return Err(parcel.failed(error));
+                return Err(self.other_type(theirs));
             }
             // While any wait nobody is ready, so this one overtakes nobody.
             let next = state.next(self.limits());
             if next.is_none() && bounded && state.is_full(self.limits()) {
                 self.encode_first.store(false, Ordering::Relaxed);
-                return Err(parcel.failed(DeliveryError::Full));
+                return Err(DeliveryError::Full);
             }
             let stays = match next {
                 Some(lane) => state.lanes[lane].is_local(),
@@ -277,35 +272,28 @@ impl<M: RemoteMessage> Outbox<M> {
                 self.encode_first
                     .store(!state.may_stay(), Ordering::Relaxed);
             }
-            match &fresh {
-                _ if stays => fresh = None,
-                Some(fresh) => {
-                    parcel.size = fresh.len();
-                    _spent = parcel.body.take();
-                }
-                None => {
-                    encode = true;
-                    continue;
-                }
+            if stays {
+                fresh = None;
+            } else if fresh.is_none() {
+                encode = true;
+                continue;
             }
             parcel.order = state.next_order();
-            parcel.sent.get_or_insert_with(|| match next {
-                Some(lane) => state.lanes[lane].now(),
-                None => Instant::now(),
-            });
             match next {
                 Some(lane) => {
-                    if let Err(back) = self.hand_over(&mut state, lane, parcel, fresh.take()) {
+                    let now = || state.lanes[lane].now();
+                    parcel.sent.get_or_insert_with(now);
+                    if !self.hand_over(&mut state, lane, parcel, fresh.take()) {
                         // The lane is not ready after all: look again.
-                        parcel = back;
                         continue;
                     }
                 }
                 None => {
-                    parcel.keep(fresh);
-                    self.note_deadline(&mut state, &parcel);
-                    state.waiting_bytes += parcel.size;
-                    state.waiting.push_back(parcel);
+                    parcel.sent.get_or_insert_with(Instant::now);
+                    self.note_deadline(&mut state, parcel);
+                    let waits = parcel.take(fresh);
+                    state.waiting_bytes += waits.size;
+                    state.waiting.push_back(waits);
                 }
             }
             state.account.traffic.sent += 1;
@@ -315,15 +303,15 @@ impl<M: RemoteMessage> Outbox<M> {
 
     // What happens to messages under the lock.
 
-    /// Gives a message to a receiver that is ready, or gives it back if that
-    /// turns out not to be. `fresh` is its encoded form, where it has not kept that.
+    /// Gives a message to a receiver that is ready, unless it turns out not to be.
+    /// `fresh` is the encoded form of a message that has not kept it.
     fn hand_over(
         &self,
         state: &mut State<M>,
         index: usize,
-        mut parcel: Parcel<M>,
+        parcel: &mut Parcel<M>,
         fresh: Option<Fresh>,
-    ) -> Result<(), Parcel<M>> {
+    ) -> bool {
         let lane = &mut state.lanes[index];
         if lane.is_local()
             && let Some(body) = parcel.body.take()
@@ -332,15 +320,15 @@ impl<M: RemoteMessage> Outbox<M> {
             if let Err(body) = self.place.local.offer(end, next, ask, body) {
                 lane.window = 0;
                 parcel.body = Some(body);
-                return Err(parcel);
+                return false;
             }
         }
         if parcel.is_awaited() {
-            self.note_deadline(state, &parcel);
+            self.note_deadline(state, parcel);
         }
         state.lanes[index].send_off(parcel, fresh);
         state.turn = index + 1;
-        Ok(())
+        true
     }
 
     /// Hands over what waits as far as there are receivers for it, and wakes
@@ -359,7 +347,7 @@ impl<M: RemoteMessage> Outbox<M> {
                 state.account.fail(&mut parcel, error);
                 continue;
             }
-            if let Err(parcel) = self.hand_over(state, lane, parcel, None) {
+            if !self.hand_over(state, lane, &mut parcel, None) {
                 state.wait_again(parcel);
             }
         }

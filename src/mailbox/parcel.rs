@@ -1,6 +1,6 @@
 //! A message on the sending side, and what is known of it.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use tokio::time::Instant;
 
@@ -26,12 +26,6 @@ pub(super) struct Parcel<M: RemoteMessage> {
     pub(super) waiter: Waiter<M>,
     /// Its sender has been told that it failed, so it must not be offered again.
     pub(super) failed: bool,
-}
-
-/// A message that was not taken in, and why.
-pub(super) struct Unsent<M: RemoteMessage> {
-    pub(super) parcel: Parcel<M>,
-    pub(super) error: DeliveryError,
 }
 
 impl<M: RemoteMessage> Parcel<M> {
@@ -71,8 +65,9 @@ impl<M: RemoteMessage> Parcel<M> {
     /// Makes it fit to travel. `limit` is the size of the largest message, in
     /// bytes.
     pub(super) fn encode(&mut self, limit: usize) -> Result<(), DeliveryError> {
-        let fresh = self.encoded(limit)?;
-        self.keep(fresh);
+        if let Some(fresh) = self.encoded(limit)? {
+            *self = self.take(Some(fresh));
+        }
         Ok(())
     }
 
@@ -86,16 +81,28 @@ impl<M: RemoteMessage> Parcel<M> {
         Ok(Some(fresh))
     }
 
-    /// Keeps the encoded form, if there is a new one.
-    pub(super) fn keep(&mut self, fresh: Option<Fresh>) {
-        if let Some(fresh) = fresh {
-            self.size = fresh.len();
-            self.body = Some(Body::Encoded(fresh.into_bytes()));
+    /// Takes all out of it, with the encoded form in place of the message where there
+    /// is one, which leaves the message here.
+    pub(super) fn take(&mut self, fresh: Option<Fresh>) -> Self {
+        match fresh {
+            Some(fresh) => {
+                self.size = fresh.len();
+                self.take_with(Some(Body::Encoded(fresh.into_bytes())))
+            }
+            None => {
+                let body = self.body.take();
+                self.take_with(body)
+            }
         }
     }
 
-    pub(super) fn failed(self, error: DeliveryError) -> Box<Unsent<M>> {
-        let parcel = self;
-        Box::new(Unsent { parcel, error })
+    /// Takes all out of it but for the body, in place of which there is this one.
+    pub(super) fn take_with(&mut self, body: Option<Body<M>>) -> Self {
+        Self {
+            body,
+            ticket: self.ticket.take(),
+            waiter: mem::replace(&mut self.waiter, Waiter::None),
+            ..*self
+        }
     }
 }
