@@ -14,6 +14,8 @@ pub(crate) struct Batch {
 /// What is wrong with a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BatchError {
+    #[error("a batch of nothing")]
+    Empty,
     #[error("a batch that ends in the midst of a message")]
     Truncated,
     #[error("a message of {size} bytes that did not come in chunks")]
@@ -23,6 +25,9 @@ pub(crate) enum BatchError {
 impl Batch {
     /// A batch as it comes from a peer, of messages of up to `limit` bytes.
     pub(crate) fn read(bytes: Bytes, limit: usize) -> Result<Self, BatchError> {
+        if bytes.is_empty() {
+            return Err(BatchError::Empty);
+        }
         let (mut rest, mut len) = (&bytes[..], 0);
         while !rest.is_empty() {
             let (message, after) = split_first(rest).ok_or(BatchError::Truncated)?;
@@ -48,11 +53,6 @@ impl Batch {
         self.bytes.advance(size);
         self.len -= 1;
         Some(took)
-    }
-
-    pub(crate) fn pop_front(&mut self) -> Option<Bytes> {
-        let bytes = self.bytes.clone();
-        self.take_first(|first| bytes.slice_ref(first))
     }
 
     /// Takes the first messages out, so many at the most.
@@ -89,9 +89,9 @@ mod tests {
         assert_eq!(all.len(), 4);
         let mut first = all.split_to(2);
         assert_eq!((first.len(), all.len()), (2, 2));
-        assert_eq!(first.pop_front().as_deref(), Some(&b"one"[..]));
+        assert_eq!(first.take_first(<[u8]>::to_vec), Some(b"one".to_vec()));
         assert_eq!(first.take_first(<[u8]>::len), Some(0));
-        assert_eq!((first.len(), first.pop_front()), (0, None));
+        assert_eq!((first.len(), first.take_first(<[u8]>::len)), (0, None));
         assert_eq!(all.split_to(9).len(), 2);
         assert_eq!((all.len(), all.take_first(<[u8]>::len)), (0, None));
     }
@@ -103,6 +103,8 @@ mod tests {
             let read = Batch::read(whole.slice(..end), 5);
             assert_eq!(read.err(), Some(BatchError::Truncated), "{end} bytes");
         }
+        let read = Batch::read(Bytes::new(), 5);
+        assert_eq!(read.err(), Some(BatchError::Empty));
         let read = Batch::read(whole, 4);
         assert_eq!(read.err(), Some(BatchError::NotInChunks { size: 5 }));
     }

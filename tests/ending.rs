@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::*;
-use dchan::{Cluster, DeliveryError, Runtime, prelude::*};
+use dchan::{Cluster, DeliveryError, RegisterError, Runtime, prelude::*};
 use futures_util::{StreamExt, future::join_all};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
@@ -204,6 +204,17 @@ async fn a_shutdown_gives_up_what_a_stalled_reader_holds() {
     let error = node.clone().shutdown().await.unwrap_err();
     assert_eq!((error.undelivered, error.unanswered), (10, 0), "{error}");
     assert_eq!(node.status().traffic.dead_letters.total(), 10);
+}
+
+#[actix::test]
+async fn a_receiver_on_a_node_that_has_shut_down_has_ended() {
+    let node = builder().start().await.unwrap();
+    let events = node.namespace::<Event>("events");
+    node.shutdown().await.unwrap();
+    let mut receiver = events.receiver(4);
+    assert_eq!(receiver.ready().await, Err(RegisterError::Closed));
+    assert_eq!(receiver.next().await, None);
+    assert_eq!(receiver.close().await, Ok(()));
 }
 
 #[actix::test]

@@ -105,6 +105,16 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &["--test", "receiving"],
     },
     Mutant {
+        name: "offer-again-what-has-failed",
+        file: "src/mailbox/outbox.rs",
+        sound: "        if parcel.failed {
+            return;
+        }
+",
+        faulty: "",
+        caught_by: &["--test", "sending", "a_message_that_has_failed"],
+    },
+    Mutant {
         name: "forget-to-drain",
         file: "src/cluster/node.rs",
         sound: "let handling = node.inbox.close();",

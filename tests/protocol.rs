@@ -126,6 +126,11 @@ async fn frames_that_make_no_sense_end_their_link_alone() {
         read: 7,
         ..LinkRequest::default()
     };
+    let empty = LinkRequest {
+        channels: vec![channel("numbers")],
+        runs: vec![run(0)],
+        ..LinkRequest::default()
+    };
     // A message of two bytes, of which one is there.
     let batch = Bytes::from_static(&[0, 0, 0, 2, 7]);
     let truncated = LinkRequest {
@@ -142,6 +147,7 @@ async fn frames_that_make_no_sense_end_their_link_alone() {
         nobody_receives,
         read_what_was_not_marked,
         truncated,
+        empty,
     ] {
         let (_, frames, mut replies) = link(&node, open(&node)).await;
         frames.send(nonsense).unwrap();

@@ -276,6 +276,35 @@ async fn a_message_that_was_given_up_is_not_offered_again() {
 }
 
 #[actix::test]
+async fn a_message_that_has_failed_is_not_offered_again_with_more_time() {
+    let nodes = cluster_of(2).await;
+    let theirs = nodes[1].namespace::<Blob>("blobs");
+    let stalled = theirs.receiver(1);
+    stalled.ready().await.unwrap();
+    let (_recorder, _) = Recorder::start_on(&nodes[1], "numbers").await;
+    let blobs = nodes[0].namespace::<Blob>("blobs");
+    let failing = blobs.deliver(Blob(vec![1; 1000]));
+    let behind = blobs.deliver(Blob(vec![2]));
+    // What goes over the same link after them is there, so they have left this node.
+    let numbers = nodes[0].namespace::<Number>("numbers");
+    assert_eq!(numbers.send(Number(1)).await, Ok(2));
+    let failing = failing.timeout(Duration::ZERO);
+    until("it has failed", || nodes[0].status().traffic.unknown == 1).await;
+    let failed = failing.timeout(Duration::from_secs(60));
+
+    stalled.close().await.unwrap();
+    let mut receiver = theirs.receiver(4);
+    assert_eq!(receiver.next().await, Some(Blob(vec![2])));
+    behind.await.unwrap();
+    assert!(failed.await.unwrap_err().maybe_delivered());
+    let last = blobs.deliver(Blob(vec![3]));
+    assert_eq!(receiver.next().await, Some(Blob(vec![3])));
+    last.await.unwrap();
+    drop(receiver);
+    shut_down(nodes).await;
+}
+
+#[actix::test]
 async fn what_comes_back_after_its_deadline_is_not_offered_again() {
     let timeout = Duration::from_millis(100);
     let first = builder().send_timeout(timeout).start().await.unwrap();
@@ -413,6 +442,9 @@ impl Serialize for Unspeakable {
 async fn a_message_to_its_own_node_is_not_encoded() {
     let node = builder().start().await.unwrap();
     let secrets = node.namespace::<Unspeakable>("secrets");
+    // While nobody receives, it may have to go to another one.
+    let error = secrets.deliver(Unspeakable).await.unwrap_err();
+    assert!(matches!(error, DeliveryError::Encode { .. }));
     let mut receiver = secrets.receiver(4);
     receiver.ready().await.unwrap();
     for _ in 0..3_000 {

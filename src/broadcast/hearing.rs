@@ -80,7 +80,7 @@ impl<M: RemoteMessage> Origin<M> for Hearing {
         self.accepted.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn returned(&self, _: u64, _: Body<M>) {}
+    fn returned(&self, _: u64, _: Option<Body<M>>) {}
 
     fn rejected(&self, _: u64, reason: String) {
         warn!(%reason, "rejected a broadcast");

@@ -114,7 +114,9 @@ impl<M: RemoteMessage> Channel<M> {
         let id = state.next_id;
         state.next_id += 1;
         let handling = TaskTracker::new();
-        if !state.closed {
+        if state.closed {
+            handling.close();
+        } else {
             if state.recipients.is_empty() {
                 // Most have one.
                 state.recipients.reserve_exact(1);
@@ -284,7 +286,8 @@ impl<M: RemoteMessage> Channel<M> {
         let mut state = self.state();
         let (mut missed, mut wakers) = (0, Vec::new());
         for slot in &mut state.recipients {
-            let full = |limit: usize| slot.queued >= limit.min(slot.capacity);
+            let before = slot.queued + slot.in_hand;
+            let full = |limit: usize| before >= limit.min(slot.capacity);
             if limit.is_some_and(full) {
                 missed += 1;
             } else if let Some(body) = copy(slot.id) {
@@ -473,7 +476,9 @@ impl<M: RemoteMessage> Seat<M> {
         let taken = state.slot(self.id).and_then(|slot| {
             let taken = slot.take(most);
             match &taken {
-                Some(taken) => slot.in_hand = taken.len(),
+                // One alone is as good as handled.
+                Some(taken) if taken.len() > 1 => slot.in_hand = taken.len(),
+                Some(_) => {}
                 None => slot.waker = Some(cx.waker().clone()),
             }
             taken
@@ -508,8 +513,17 @@ impl<M: RemoteMessage> Hand<'_, M> {
     pub(crate) fn accept(&mut self) -> Option<(M, ReplyTo<M>)> {
         match self.seat.handling.is_closed() {
             true => None,
-            false => self.left.as_mut()?.accept(),
+            false => {
+                let taken = self.left.as_mut()?.accept();
+                // Its origin may wait for the last one to be taken.
+                self.left.take_if(|left| left.len() == 0);
+                taken
+            }
         }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.left.as_ref().map_or(0, Arrived::len)
     }
 
     /// Counts the message that was taken last as being handled beyond this.
@@ -520,7 +534,7 @@ impl<M: RemoteMessage> Hand<'_, M> {
 
 impl<M: RemoteMessage> Drop for Hand<'_, M> {
     fn drop(&mut self) {
-        if let Some(left) = self.left.take_if(|left| left.len() > 0) {
+        if let Some(left) = self.left.take() {
             self.seat.channel.put_back(self.seat.id, left);
         }
     }

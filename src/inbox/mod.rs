@@ -1,9 +1,9 @@
 //! What a node receives: local recipients by namespace, and what they wait for.
 //!
 //! The inbox publishes which namespaces it *wants* to receive. A message that
-//! arrives waits in its [`Channel`] until a recipient takes it; only then is it
-//! accepted, so that what no recipient has taken can always be handed back to
-//! be offered elsewhere.
+//! arrives waits in its [`Channel`], and then with others in the [`Hand`] of a
+//! recipient, until that takes it; only then is it accepted, so that what no
+//! recipient has taken can always be handed back to be offered elsewhere.
 
 mod channel;
 mod recipient;
@@ -105,8 +105,8 @@ pub(crate) trait Origin<M: RemoteMessage>: Send + Sync {
     fn grant(&self, window: u32);
     /// A recipient has the message.
     fn accepted(&self, sequence: u64);
-    /// No recipient has seen the message.
-    fn returned(&self, sequence: u64, body: Body<M>);
+    /// No recipient has seen the message. An origin on this node gets its body back.
+    fn returned(&self, sequence: u64, body: Option<Body<M>>);
     /// No recipient can read the message.
     fn rejected(&self, sequence: u64, reason: String);
     /// What the handler returned, or why it returned nothing.
@@ -125,7 +125,7 @@ impl<M: RemoteMessage> Origin<M> for Lane {
         self.settle(sequence, Verdict::Accepted);
     }
 
-    fn returned(&self, sequence: u64, _: Body<M>) {
+    fn returned(&self, sequence: u64, _: Option<Body<M>>) {
         self.settle(sequence, Verdict::Returned);
     }
 
@@ -225,14 +225,10 @@ impl<M: RemoteMessage> Arrived<M> {
             origin, sequence, ..
         } = self;
         match self.content {
-            Content::One(body) => origin.returned(sequence, body),
-            Content::Batch(mut batch) => {
-                for sequence in sequence.. {
-                    let Some(body) = batch.pop_front() else {
-                        break;
-                    };
-                    origin.returned(sequence, Body::Encoded(body));
-                }
+            Content::One(body) => origin.returned(sequence, Some(body)),
+            Content::Batch(batch) => {
+                let sequences = (sequence..).take(batch.len());
+                sequences.for_each(|sequence| origin.returned(sequence, None));
             }
         }
     }

@@ -21,6 +21,10 @@ use crate::message::RemoteMessage;
 /// run.
 const MESSAGES_A_POLL: usize = 128;
 
+/// An actor takes so many at a time. While its handler blocks those behind wait in
+/// the hand, whatever becomes of the registration.
+const MESSAGES_IN_HAND: usize = 16;
+
 /// How many messages a `Recipient` may have that its actor has not handled. A
 /// recipient does not tell how large its mailbox is, and wakes nobody who found
 /// it full; what it has handled is known for certain.
@@ -52,11 +56,13 @@ where
         ctx: &mut A::Context,
         task: &mut Context<'_>,
     ) -> Poll<()> {
-        let mut most = MESSAGES_A_POLL;
-        while most > 0 {
+        let mut left = MESSAGES_A_POLL;
+        while left > 0 {
+            let most = left.min(MESSAGES_IN_HAND);
             let Some(mut hand) = ready!(self.seat.poll_take(task, most)) else {
                 return Poll::Ready(());
             };
+            left -= hand.len();
             loop {
                 // The context polls again once what it waits for is done.
                 if ctx.waiting() {
@@ -73,7 +79,6 @@ where
                 let (sender, result) = oneshot::channel();
                 actor.handle(message, ctx).handle(ctx, Some(sender));
                 pass_on(result, reply_to, &hand);
-                most -= 1;
             }
         }
         task.waker().wake_by_ref();

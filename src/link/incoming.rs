@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::{
-    BroadcastInlet, FRAME_BYTES, INLINE_BYTES, MESSAGE_OVERHEAD, Sending, Verdict,
+    BroadcastInlet, FRAME_BYTES, INLINE_BYTES, OVERHEAD, Sending, Verdict,
     pace::{Content, Pace, UnknownMark},
 };
 use crate::{
@@ -471,7 +471,7 @@ impl Shared {
 
 /// What a reply takes in a frame, at the most.
 fn size_of_reply(reply: &proto::Reply) -> usize {
-    MESSAGE_OVERHEAD
+    OVERHEAD
         + match &reply.result {
             Some(reply::Result::Value(value)) => value.len(),
             Some(reply::Result::None(reason)) => reason.len(),

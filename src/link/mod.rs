@@ -35,8 +35,9 @@ use crate::proto::{self, run::Part};
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A frame holds this much, or one larger message. Larger ones were no faster.
 const FRAME_BYTES: usize = 64 << 10;
-/// What a message takes in a frame beside its own bytes, at the most.
-const MESSAGE_OVERHEAD: usize = 32;
+/// What a run of messages, a chunk or a reply takes in a frame beside its own bytes,
+/// at the most.
+pub(crate) const OVERHEAD: usize = 32;
 /// What an addressee of a broadcast takes in a frame, at the most, as long as
 /// boots and broadcasts are counted with eight digits.
 const ADDRESSEE_BYTES: usize = 24;

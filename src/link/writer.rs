@@ -11,7 +11,7 @@ use futures_core::Stream;
 use tokio::time::Instant;
 
 use super::{
-    ADDRESSEE_BYTES, FRAME_BYTES, Feedback, Link, Load, MESSAGE_OVERHEAD,
+    ADDRESSEE_BYTES, FRAME_BYTES, Feedback, Link, Load, OVERHEAD,
     pace::{Content, Pace, UnknownMark},
 };
 use crate::{
@@ -67,7 +67,7 @@ impl Broadcast {
             message,
             ..
         } = &self.copy;
-        3 * MESSAGE_OVERHEAD + ADDRESSEE_BYTES * addressees.len() + message.len()
+        3 * OVERHEAD + ADDRESSEE_BYTES * addressees.len() + message.len()
     }
 
     /// The copy as it is written now.
@@ -218,7 +218,7 @@ impl Shared {
             if *bytes >= FRAME_BYTES {
                 return None;
             }
-            *bytes += MESSAGE_OVERHEAD + channel.namespace.len() + channel.label.len();
+            *bytes += OVERHEAD + channel.namespace.len() + channel.label.len();
             self.declared = number + 1;
             frame.channels.push(proto::Channel {
                 id: number as u32,
@@ -263,15 +263,16 @@ fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared
     let (bytes, unsent) = match load {
         Load::Messages { runs, .. } => {
             let bytes = runs.iter().flat_map(|run| &run.parts).map(Part::size);
-            let bytes = MESSAGE_OVERHEAD * runs.len() + bytes.sum::<usize>();
-            let unsent = runs.last().map_or(0, |run| run.first + run.len);
+            let bytes = OVERHEAD * runs.len() + bytes.sum::<usize>();
+            let unsent = runs.last().map(|run| run.first + run.len);
             frame.runs.extend(runs.into_iter().map(|run| proto::Run {
                 channel,
                 first: run.first,
                 ask: run.ask,
                 parts: run.parts,
             }));
-            (bytes, unsent)
+            let known = shared.channels[channel as usize].unsent;
+            (bytes, unsent.unwrap_or(known))
         }
         Load::Chunk {
             sequence,
@@ -280,7 +281,7 @@ fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared
             offset,
             data,
         } => {
-            let bytes = MESSAGE_OVERHEAD + data.len();
+            let bytes = OVERHEAD + data.len();
             frame.chunks.push(proto::Chunk {
                 channel,
                 sequence,
@@ -301,7 +302,7 @@ fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared
                 sequence,
                 ..proto::Chunk::default()
             });
-            (MESSAGE_OVERHEAD, sequence + 1)
+            (OVERHEAD, sequence + 1)
         }
     };
     shared.channels[channel as usize].unsent = unsent;

@@ -156,14 +156,14 @@ impl<M: RemoteMessage> Origin<M> for LaneEnd<M> {
         self.settle(sequence, 1, Verdict::Accepted);
     }
 
-    fn returned(&self, sequence: u64, body: Body<M>) {
+    fn returned(&self, sequence: u64, body: Option<Body<M>>) {
         self.report(|outbox, state, lane| {
             let mut returned = None;
             state.lanes[lane].settle(sequence..sequence + 1, |_, _, parcel| {
                 returned = Some(parcel);
             });
             if let Some(mut parcel) = returned {
-                parcel.body = Some(body);
+                parcel.body = body;
                 outbox.offer_again(state, parcel);
             }
         });

@@ -11,10 +11,10 @@ use crate::proto::run::{push, size, split_first};
 
 /// Messages up to this size are gathered. Larger ones take longer to copy than to
 /// send one by one.
-pub(super) const SMALL_BYTES: usize = 256;
+pub(super) const GATHERED_BYTES: usize = 256;
 
 /// What is allocated at once, at the most.
-const BLOCK_BYTES: usize = 64 << 10;
+const GROWTH_BYTES: usize = 64 << 10;
 
 /// Messages are found by their positions: how many bytes have been gathered before
 /// them.
@@ -50,7 +50,7 @@ impl Gathering {
             .front()
             .map_or(self.position, |(first, _)| *first);
         let all = (self.end() - first) as usize;
-        let room = all.min(BLOCK_BYTES.max(self.rest.len())).max(more);
+        let room = all.min(GROWTH_BYTES.max(self.rest.len())).max(more);
         let mut rest = BytesMut::with_capacity(self.rest.len() + room);
         rest.extend_from_slice(&self.rest);
         self.rest = rest;
@@ -151,7 +151,7 @@ mod tests {
                 gathering.take(gathering.position..gathering.end());
             }
             let used = gathering.end() as usize;
-            assert!(gathering.rest.capacity() <= 2 * used.min(BLOCK_BYTES));
+            assert!(gathering.rest.capacity() <= 2 * used.min(GROWTH_BYTES));
         }
     }
 }

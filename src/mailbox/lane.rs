@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use super::{
     feedback::LaneEnd,
-    gathering::{Gathering, SMALL_BYTES},
+    gathering::{GATHERED_BYTES, Gathering},
     parcel::Parcel,
 };
 use crate::{
     delivery::Waiter,
-    link::{INLINE_BYTES, Link, Load, Run, Sending},
+    link::{INLINE_BYTES, Link, Load, OVERHEAD, Run, Sending},
     message::{Body, Fresh, RemoteMessage},
     proto::run::{Part, size},
     status::Traffic,
@@ -43,15 +43,11 @@ pub(super) struct Lane<M: RemoteMessage> {
     given_up: Option<u64>,
     /// Whether the link will ask for more by itself.
     called: bool,
-    /// The time that those share which are sent until it does, and how many more
-    /// of them.
+    /// The time that messages share, and how many more of them.
     now: Option<(Instant, usize)>,
     /// Accepted, and not yet answered.
     pub(super) asking: BTreeMap<u64, Parcel<M>>,
 }
-
-/// How many messages share a time.
-const SHARED_TIMES: usize = 64;
 
 pub(super) enum Route {
     /// To the recipients of this node.
@@ -127,16 +123,18 @@ impl<M: RemoteMessage> Lane<M> {
         }
     }
 
-    /// The time, or what it was when the link had taken everything and another one
-    /// was sent: to look at the clock takes as long as all else that is done for a
-    /// small message here.
+    /// The time, or what it was for one of the last messages: to look at the clock
+    /// takes as long as all else that is done for a small one here. So those that the
+    /// link takes together share it, up to so many. Where it takes nothing for long,
+    /// their deadline may be early by as much.
     pub(super) fn now(&mut self) -> Instant {
+        const SHARED_BY: usize = 16;
         if let Some((now, left @ 1..)) = &mut self.now {
             *left -= 1;
             return *now;
         }
         let now = Instant::now();
-        self.now = (!self.is_local()).then_some((now, SHARED_TIMES));
+        self.now = (!self.is_local()).then_some((now, SHARED_BY - 1));
         now
     }
 
@@ -176,14 +174,17 @@ impl<M: RemoteMessage> Lane<M> {
             if parcel.size > INLINE_BYTES {
                 break;
             }
-            bytes += size(parcel.size);
-            full = bytes > room && !drafts.is_empty();
+            let empty = drafts.is_empty();
+            let last = drafts.last_mut();
+            let last = last.filter(|draft| draft.goes_on_with(sequence, parcel));
+            bytes += size(parcel.size) + if last.is_none() { OVERHEAD } else { 0 };
+            full = bytes > room && !empty;
             if full {
                 break;
             }
-            match drafts.last_mut() {
-                Some(draft) if draft.goes_on_with(sequence, parcel) => draft.add(parcel),
-                _ => drafts.push(Draft::of(sequence, parcel)),
+            match last {
+                Some(draft) => draft.add(parcel),
+                None => drafts.push(Draft::of(sequence, parcel)),
             }
             self.unsent = sequence + 1;
         }
@@ -274,6 +275,7 @@ impl<M: RemoteMessage> Lane<M> {
                 }
             }
         }
+        self.under_way.shorten(self.unsent);
         unsent
     }
 
@@ -305,6 +307,7 @@ impl<M: RemoteMessage> Lane<M> {
         self.transfer = None;
         self.given_up = None;
         self.called = false;
+        self.now = None;
         let first_unsent = self.unsent;
         self.unsent = self.next();
         let (mut lost, unsent) = self.under_way.split(first_unsent);
@@ -410,7 +413,7 @@ impl<M: RemoteMessage> UnderWay<M> {
             (None, Some(Body::Encoded(body))) => Some(&body[..]),
             _ => None,
         };
-        let parcel = match small.filter(|body| body.len() <= SMALL_BYTES) {
+        let parcel = match small.filter(|body| body.len() <= GATHERED_BYTES) {
             Some(body) => {
                 parcel.size = body.len();
                 self.gathering.push(body);
@@ -424,7 +427,8 @@ impl<M: RemoteMessage> UnderWay<M> {
     }
 
     fn restore(&self, parcel: &mut Parcel<M>) {
-        if parcel.body.is_none() {
+        // What has failed has no body, wherever that was.
+        if parcel.body.is_none() && !parcel.failed {
             let body = self.gathering.get(parcel.position);
             parcel.body = body.map(Body::Encoded);
         }
@@ -469,9 +473,8 @@ impl<M: RemoteMessage> UnderWay<M> {
             }
             self.first += 1;
         }
-        match self.row.front() {
-            Some(Some(first)) => self.gathering.forget(first.position),
-            Some(None) => {}
+        match self.row.front().and_then(Option::as_ref) {
+            Some(first) => self.gathering.forget(first.position),
             None => self.gathering.clear(),
         }
     }

@@ -245,12 +245,10 @@ impl<M: RemoteMessage> Outbox<M> {
     /// After an error the parcel is as it was. Else all of it has been taken but for
     /// a message that has been encoded, so that this is dropped without the lock.
     fn take_in(&self, parcel: &mut Parcel<M>, bounded: bool) -> Result<(), DeliveryError> {
-        let mut encode = self.encode_first.load(Ordering::Relaxed);
-        let mut fresh = None;
+        let limit = self.limits().max_message;
+        let first = self.encode_first.load(Ordering::Relaxed);
+        let mut encoded = first.then(|| parcel.encoded(limit));
         loop {
-            if encode && fresh.is_none() {
-                fresh = parcel.encoded(self.limits().max_message)?;
-            }
             let mut state = self.state();
             if state.closed {
                 return Err(DeliveryError::Closed);
@@ -268,22 +266,27 @@ impl<M: RemoteMessage> Outbox<M> {
                 Some(lane) => state.lanes[lane].is_local(),
                 None => state.may_stay(),
             };
-            if stays != fresh.is_none() {
-                self.encode_first
-                    .store(!state.may_stay(), Ordering::Relaxed);
-            }
-            if stays {
-                fresh = None;
-            } else if fresh.is_none() {
-                encode = true;
-                continue;
-            }
+            let fresh = match encoded.take() {
+                None if stays => None,
+                Some(_) if stays => {
+                    self.encode_first.store(false, Ordering::Relaxed);
+                    None
+                }
+                Some(encoded) => encoded?,
+                None => {
+                    let first = !state.is_received_here();
+                    self.encode_first.store(first, Ordering::Relaxed);
+                    drop(state);
+                    encoded = Some(parcel.encoded(limit));
+                    continue;
+                }
+            };
             parcel.order = state.next_order();
             match next {
                 Some(lane) => {
                     let now = || state.lanes[lane].now();
                     parcel.sent.get_or_insert_with(now);
-                    if !self.hand_over(&mut state, lane, parcel, fresh.take()) {
+                    if !self.hand_over(&mut state, lane, parcel, fresh) {
                         // The lane is not ready after all: look again.
                         continue;
                     }
@@ -358,6 +361,9 @@ impl<M: RemoteMessage> Outbox<M> {
 
     /// Lets a message wait again that no recipient has seen, if there is time.
     pub(super) fn offer_again(&self, state: &mut State<M>, mut parcel: Parcel<M>) {
+        if parcel.failed {
+            return;
+        }
         let default = self.limits().send_timeout;
         if parcel.expires(default) <= Instant::now() {
             let error = DeliveryError::Timeout {
@@ -517,9 +523,13 @@ impl<M: RemoteMessage> State<M> {
     /// gets it unencoded. Where it may go to another node as well, its sender
     /// encodes it, for later that would hold up the namespace.
     fn may_stay(&self) -> bool {
-        let (mut local, mut agreed) = (self.lanes.iter(), self.lanes.iter());
-        local.any(|lane| lane.is_local() && lane.window > 0)
-            && !agreed.any(|lane| lane.agreed && !lane.is_local())
+        let mut lanes = self.lanes.iter();
+        self.is_received_here() && !lanes.any(|lane| lane.agreed && !lane.is_local())
+    }
+
+    fn is_received_here(&self) -> bool {
+        let mut lanes = self.lanes.iter();
+        lanes.any(|lane| lane.is_local() && lane.window > 0)
     }
 
     fn next_order(&mut self) -> u64 {

@@ -1,4 +1,5 @@
-//! The wire protocol, generated from `proto/` by `tests/proto.rs`.
+//! The wire protocol. But for [`run`] it is generated from `proto/` by
+//! `tests/proto.rs`.
 
 mod codec;
 pub(crate) mod run;
