@@ -74,7 +74,7 @@ impl Builder {
                 runtime: Runtime::default(),
                 voters: 5,
                 founders: 1,
-                window: 4096,
+                window: 8192,
                 limits: Limits {
                     outbox_messages: 65_536,
                     outbox_bytes: 64 << 20,
@@ -187,7 +187,7 @@ impl Builder {
 
     /// How many messages of one namespace another node may have sent to this
     /// one, and this one to itself, before recipients have taken them. Default:
-    /// 4,096, with which a receiver that is fast is always busy. With fewer, less
+    /// 8,192, with which a receiver that is fast is always busy. With fewer, less
     /// waits before one that is slow.
     pub fn window(mut self, messages: u32) -> Self {
         self.settings.window = messages;

@@ -33,8 +33,10 @@ use crate::proto::{self, run::Part};
 
 /// How long either side waits for the other's first frame.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// A frame holds this much, or one larger message. Larger ones were no faster.
-const FRAME_BYTES: usize = 64 << 10;
+/// A frame holds this much, or one larger message. With half of that a peer that
+/// waits for more is woken twice as often, which takes a fifth of the time at 1 KiB.
+/// Larger ones were no faster.
+const FRAME_BYTES: usize = 128 << 10;
 /// What a run of messages, a chunk or a reply takes in a frame beside its own bytes,
 /// at the most.
 pub(crate) const OVERHEAD: usize = 32;
