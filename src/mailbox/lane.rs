@@ -124,9 +124,9 @@ impl<M: RemoteMessage> Lane<M> {
     }
 
     /// The time, or what it was for one of the last messages: to look at the clock
-    /// takes as long as all else that is done for a small one here. So those that the
-    /// link takes together share it, up to so many. Where it takes nothing for long,
-    /// their deadline may be early by as much.
+    /// takes longer than the lock. So those that the link takes together share it, up
+    /// to so many. Where it takes nothing for long, their deadline may be early by as
+    /// much.
     pub(super) fn now(&mut self) -> Instant {
         const SHARED_BY: usize = 16;
         if let Some((now, left @ 1..)) = &mut self.now {
