@@ -30,6 +30,7 @@ mod rotation;
 /// The wire, as the crate has it.
 #[path = "../src/proto/codec.rs"]
 mod codec;
+// The bench only writes runs.
 #[allow(dead_code, unreachable_pub)]
 #[path = "../src/proto/run.rs"]
 mod run;

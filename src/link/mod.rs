@@ -29,7 +29,7 @@ pub(crate) use self::{
     transfer::{INLINE_BYTES, Sending},
 };
 
-use crate::proto::{self, run::Part};
+use crate::proto;
 
 /// How long either side waits for the other's first frame.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,19 +55,13 @@ pub(crate) enum Verdict {
     Rejected(String),
 }
 
-/// Messages with consecutive numbers.
-pub(crate) struct Run {
-    pub(crate) first: u64,
-    pub(crate) len: u64,
-    /// Whether their sender waits for what the handlers return.
-    pub(crate) ask: bool,
-    pub(crate) parts: Vec<Part>,
-}
-
 /// What a mailbox has for a link to write.
 pub(crate) enum Load {
     Messages {
-        runs: Vec<Run>,
+        /// For a channel that they do not name.
+        runs: Vec<proto::Run>,
+        /// The number behind the last of them.
+        unsent: u64,
         /// There are more, for which there is no room.
         full: bool,
     },

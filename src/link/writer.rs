@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     delivery::Ticket,
-    proto::{self, LinkRequest, run::Part},
+    proto::{self, LinkRequest},
 };
 
 /// What is to be written to the peer.
@@ -261,18 +261,11 @@ fn content(frame: &LinkRequest) -> Content {
 /// others that call. Returns how many bytes that took.
 fn append(frame: &mut LinkRequest, channel: u32, load: Load, shared: &mut Shared) -> usize {
     let (bytes, unsent) = match load {
-        Load::Messages { runs, .. } => {
-            let bytes = runs.iter().flat_map(|run| &run.parts).map(Part::size);
-            let bytes = OVERHEAD * runs.len() + bytes.sum::<usize>();
-            let unsent = runs.last().map(|run| run.first + run.len);
-            frame.runs.extend(runs.into_iter().map(|run| proto::Run {
-                channel,
-                first: run.first,
-                ask: run.ask,
-                parts: run.parts,
-            }));
-            let known = shared.channels[channel as usize].unsent;
-            (bytes, unsent.unwrap_or(known))
+        Load::Messages { runs, unsent, .. } => {
+            let bytes = runs.iter().map(|run| OVERHEAD + run.size()).sum();
+            let runs = runs.into_iter().map(|run| proto::Run { channel, ..run });
+            frame.runs.extend(runs);
+            (bytes, unsent)
         }
         Load::Chunk {
             sequence,

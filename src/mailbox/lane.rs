@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     delivery::Waiter,
-    link::{INLINE_BYTES, Link, Load, OVERHEAD, Run, Sending},
+    link::{INLINE_BYTES, Link, Load, OVERHEAD, Sending},
     message::{Body, Fresh, RemoteMessage},
-    proto::run::{Part, size},
+    proto::run::{Part, Run, size},
     status::Traffic,
     view::NodeId,
 };
@@ -191,7 +191,11 @@ impl<M: RemoteMessage> Lane<M> {
         let gathering = &mut self.under_way.gathering;
         let runs = drafts.into_iter().map(|draft| draft.finish(gathering));
         let runs = runs.collect();
-        Load::Messages { runs, full }
+        Load::Messages {
+            runs,
+            unsent: self.unsent,
+            full,
+        }
     }
 
     fn take_chunk(&mut self, room: usize) -> Option<Load> {
@@ -363,9 +367,9 @@ impl Draft {
         });
         Run {
             first: self.first,
-            len: self.len,
             ask: self.ask,
             parts: parts.collect(),
+            ..Run::default()
         }
     }
 }
