@@ -4,7 +4,6 @@ use std::{
     any::type_name,
     cell::Cell,
     fmt::Display,
-    io,
     mem::{self, size_of},
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -96,34 +95,55 @@ pub(crate) enum EncodeError {
     TooLarge(usize),
 }
 
-/// What is allocated for messages at once. Each takes the next piece of it, and
-/// it is freed with the last of them. What does not fit, and is no small part of
-/// one either, has memory of its own.
+/// Small messages have their encoded forms in blocks of this size. Each takes the
+/// next piece of one, and it is freed with the last of them.
 const BLOCK_BYTES: usize = 64 << 10;
+/// What is larger has memory of its own.
 const SMALL_BYTES: usize = BLOCK_BYTES / 4;
 
 thread_local! {
-    /// The rest of the block into which this thread encodes. Taken out while it is
-    /// used, for a value's own code may encode another one.
+    /// Where this thread encodes. Taken out while it is used, for a value's own
+    /// code may encode another one.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// The rest of its block.
     static BLOCK: Cell<Option<BytesMut>> = const { Cell::new(None) };
 }
 
 /// MessagePack with field names, so that fields can be added while nodes of
-/// both versions run. `limit` is in bytes; of what is larger, no more is kept.
+/// both versions run. `limit` is in bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
     encode_here(value, limit).map(Fresh::into_bytes)
 }
 
-/// What this thread has just encoded. Dropped, it leaves its memory to the next.
-pub(crate) struct Fresh {
-    bytes: BytesMut,
-    /// The rest of the block, where this has memory of its own.
-    block: Option<BytesMut>,
+/// The same, for who copies it or lets it go.
+///
+/// A message is written in many small parts, which `rmp_serde` does in half the
+/// time where it writes to a plain `Vec`. So the limit is looked at in the end.
+pub(crate) fn encode_here<T: Serialize>(value: &T, limit: usize) -> Result<Fresh, EncodeError> {
+    let mut fresh = Fresh(SCRATCH.try_with(Cell::take).unwrap_or_default());
+    let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut fresh.0, value));
+    match encoded {
+        Err(reason) => Err(EncodeError::Failed(reason)),
+        Ok(()) if fresh.len() > limit => Err(EncodeError::TooLarge(fresh.len())),
+        Ok(()) => Ok(fresh),
+    }
 }
+
+/// What this thread has just encoded. Dropped, it leaves its memory to the next.
+pub(crate) struct Fresh(Vec<u8>);
 
 impl Fresh {
     pub(crate) fn into_bytes(mut self) -> Bytes {
-        self.bytes.split().freeze()
+        if self.len() > SMALL_BYTES {
+            return mem::take(&mut self.0).into_boxed_slice().into();
+        }
+        let block = BLOCK.try_with(Cell::take).ok().flatten();
+        let block = block.filter(|block| block.capacity() >= self.len());
+        let mut block = block.unwrap_or_else(|| BytesMut::with_capacity(BLOCK_BYTES));
+        block.extend_from_slice(&self);
+        let bytes = block.split().freeze();
+        let _ = BLOCK.try_with(|rest| rest.set(Some(block)));
+        bytes
     }
 }
 
@@ -131,97 +151,17 @@ impl Deref for Fresh {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        &self.0
     }
 }
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        let own = mem::take(&mut self.bytes);
-        let mut rest = self.block.take().unwrap_or(own);
-        rest.clear();
-        let _ = BLOCK.try_with(|block| block.set(Some(rest)));
-    }
-}
-
-/// The same, for who copies it or lets it go.
-pub(crate) fn encode_here<T: Serialize>(value: &T, limit: usize) -> Result<Fresh, EncodeError> {
-    let block = BLOCK.try_with(Cell::take);
-    let mut writer = Writer {
-        bytes: block.ok().flatten().unwrap_or_default(),
-        block: None,
-        dropped: 0,
-        limit,
-    };
-    let encoded = unless_it_panics(|| rmp_serde::encode::write_named(&mut writer, value));
-    let (bytes, block) = (writer.bytes, writer.block);
-    let fresh = Fresh { bytes, block };
-    match encoded {
-        Err(reason) => Err(EncodeError::Failed(reason)),
-        Ok(()) if writer.dropped > 0 => Err(EncodeError::TooLarge(fresh.len() + writer.dropped)),
-        Ok(()) => Ok(fresh),
-    }
-}
-
-/// Keeps up to `limit` bytes, and counts the others.
-struct Writer {
-    bytes: BytesMut,
-    /// The rest of the block, where they have memory of their own.
-    block: Option<BytesMut>,
-    dropped: usize,
-    limit: usize,
-}
-
-impl Writer {
-    /// Makes room for so many more bytes.
-    #[cold]
-    fn grow(&mut self, more: usize) {
-        if self.block.is_some() {
-            return self.bytes.reserve(more);
+        let mut scratch = mem::take(&mut self.0);
+        if scratch.capacity() <= BLOCK_BYTES {
+            scratch.clear();
+            let _ = SCRATCH.try_with(|place| place.set(scratch));
         }
-        let size = self.bytes.len() + more;
-        let own = size > SMALL_BYTES;
-        let capacity = if own { size } else { BLOCK_BYTES };
-        let mut short = mem::replace(&mut self.bytes, BytesMut::with_capacity(capacity));
-        self.bytes.extend_from_slice(&short);
-        short.clear();
-        self.block = own.then_some(short);
-    }
-
-    /// Keeps nothing of the message any more, and counts what it would take.
-    #[cold]
-    fn give_up(&mut self, more: usize) {
-        self.dropped += self.bytes.len() + more;
-        self.bytes.clear();
-        if let Some(block) = self.block.take() {
-            self.bytes = block;
-        }
-    }
-}
-
-impl io::Write for Writer {
-    #[inline]
-    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        self.write_all(part)?;
-        Ok(part.len())
-    }
-
-    // A message is written in many small parts.
-    #[inline]
-    fn write_all(&mut self, part: &[u8]) -> io::Result<()> {
-        if self.bytes.len() + part.len() > self.limit || self.dropped > 0 {
-            self.give_up(part.len());
-            return Ok(());
-        }
-        if self.bytes.capacity() - self.bytes.len() < part.len() {
-            self.grow(part.len());
-        }
-        self.bytes.extend_from_slice(part);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 
