@@ -112,7 +112,7 @@ thread_local! {
 /// MessagePack with field names, so that fields can be added while nodes of
 /// both versions run. `limit` is in bytes.
 pub(crate) fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
-    encode_here(value, limit).map(Fresh::into_bytes)
+    encode_here(value, limit).map(|mut fresh| fresh.take())
 }
 
 /// The same, for who copies it or lets it go.
@@ -133,14 +133,15 @@ pub(crate) fn encode_here<T: Serialize>(value: &T, limit: usize) -> Result<Fresh
 pub(crate) struct Fresh(Vec<u8>);
 
 impl Fresh {
-    pub(crate) fn into_bytes(mut self) -> Bytes {
+    /// Takes it out.
+    pub(crate) fn take(&mut self) -> Bytes {
         if self.len() > SMALL_BYTES {
             return mem::take(&mut self.0).into_boxed_slice().into();
         }
         let block = BLOCK.try_with(Cell::take).ok().flatten();
         let block = block.filter(|block| block.capacity() >= self.len());
         let mut block = block.unwrap_or_else(|| BytesMut::with_capacity(BLOCK_BYTES));
-        block.extend_from_slice(&self);
+        block.extend_from_slice(self);
         let bytes = block.split().freeze();
         let _ = BLOCK.try_with(|rest| rest.set(Some(block)));
         bytes

@@ -78,9 +78,9 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "return-nothing-of-what-was-gathered",
-        file: "src/mailbox/feedback.rs",
-        sound: "                        lane.restore(&mut parcel);",
-        faulty: "                        let _ = (&lane, &mut parcel);",
+        file: "src/mailbox/lane.rs",
+        sound: "            entry.body = self.gathering.get(entry.position);",
+        faulty: "",
         caught_by: &["--test", "receiving", "what_an_actor_has_not_handled"],
     },
     Mutant {
@@ -107,8 +107,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "offer-again-what-has-failed",
         file: "src/mailbox/outbox.rs",
-        sound: "        if parcel.failed {
-            return;
+        sound: "        if record.failed {
+            return state.account.forget(Some(parcel.body));
         }
 ",
         faulty: "",
@@ -144,15 +144,17 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "take-turns-no-more",
         file: "src/mailbox/outbox.rs",
-        sound: "        state.turn = index + 1;\n",
-        faulty: "        state.turn = index;\n",
+        sound: "send_fresh(record, fresh);
+                    state.turn = lane + 1;",
+        faulty: "send_fresh(record, fresh);
+                    state.turn = lane;",
         caught_by: &["--test", "receiving"],
     },
     Mutant {
         name: "offer-again-after-the-deadline",
         file: "src/mailbox/outbox.rs",
-        sound: "if parcel.expires(default) <= Instant::now() {",
-        faulty: "if parcel.failed {",
+        sound: "if record.expires(default) <= Instant::now() {",
+        faulty: "if record.failed {",
         caught_by: &["--test", "sending", "after_its_deadline"],
     },
     Mutant {

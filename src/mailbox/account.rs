@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{outbox::Place, parcel::Parcel};
+use super::{outbox::Place, parcel::Record};
 use crate::{
     dead_letter::DeadLetter,
     delivery::{Reply, Waiter},
@@ -24,6 +24,7 @@ pub(super) struct Account<M: RemoteMessage> {
 pub(super) enum Later<M: RemoteMessage> {
     Tell(Failed<M>),
     Drop(Result<Reply<M>, DeliveryError>),
+    Forget(M),
 }
 
 pub(super) struct Failed<M: RemoteMessage> {
@@ -31,8 +32,6 @@ pub(super) struct Failed<M: RemoteMessage> {
     size: usize,
     sent: Instant,
     waiter: Waiter<M>,
-    /// Only to be dropped.
-    _body: Option<Body<M>>,
 }
 
 impl<M: RemoteMessage> Account<M> {
@@ -44,22 +43,34 @@ impl<M: RemoteMessage> Account<M> {
     }
 
     /// Counts that a message was neither handled nor accepted, unless that has
-    /// been done.
-    pub(super) fn fail(&mut self, parcel: &mut Parcel<M>, error: DeliveryError) {
-        if std::mem::replace(&mut parcel.failed, true) {
+    /// been done. `body` is what is left of it.
+    pub(super) fn fail(
+        &mut self,
+        record: &mut Record<M>,
+        body: Option<Body<M>>,
+        error: DeliveryError,
+    ) {
+        self.forget(body);
+        if std::mem::replace(&mut record.failed, true) {
             return;
         }
-        if let Some(ticket) = &parcel.ticket {
+        if let Some(ticket) = &record.ticket {
             ticket.end();
         }
         self.traffic.count(&error);
         self.later.push(Later::Tell(Failed {
             error,
-            size: parcel.size,
-            sent: parcel.sent(),
-            waiter: std::mem::replace(&mut parcel.waiter, Waiter::None),
-            _body: parcel.body.take(),
+            size: record.size,
+            sent: record.sent,
+            waiter: std::mem::replace(&mut record.waiter, Waiter::None),
         }));
+    }
+
+    /// Drops a message, later.
+    pub(super) fn forget(&mut self, body: Option<Body<M>>) {
+        if let Some(Body::Value(message)) = body {
+            self.later.push(Later::Forget(message));
+        }
     }
 
     /// Counts a reply, and gives it to who asked.
@@ -78,6 +89,7 @@ impl<M: RemoteMessage> Later<M> {
         match self {
             Self::Tell(failed) => failed.tell(place),
             Self::Drop(unwanted) => drop(unwanted),
+            Self::Forget(message) => drop(message),
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{
     lane::{Cut, Lane},
     outbox::{Outbox, State},
+    parcel::Parcel,
 };
 use crate::{
     delivery::Reply,
@@ -59,25 +60,24 @@ impl<M: RemoteMessage> LaneEnd<M> {
             let State { lanes, account, .. } = state;
             match verdict {
                 Verdict::Accepted => {
-                    lanes[lane].settle(sequences, |lane, sequence, parcel| {
-                        lane.accepted(sequence, parcel, &mut account.traffic);
+                    lanes[lane].settle(sequences, |lane, sequence, entry| {
+                        lane.accepted(sequence, entry, &mut account.traffic);
                     });
                 }
                 Verdict::Returned => {
                     let mut returned = Vec::new();
-                    lanes[lane].settle(sequences, |lane, _, mut parcel| {
-                        lane.restore(&mut parcel);
-                        returned.push(parcel);
+                    lanes[lane].settle(sequences, |lane, _, entry| {
+                        returned.extend(lane.take_back(entry));
                     });
                     for parcel in returned {
                         outbox.offer_again(state, parcel);
                     }
                 }
                 Verdict::Rejected(reason) => {
-                    lanes[lane].settle(sequences, |_, _, mut parcel| {
+                    lanes[lane].settle(sequences, |_, _, mut entry| {
                         let reason = reason.clone();
                         let error = DeliveryError::Rejected { reason };
-                        account.fail(&mut parcel, error);
+                        account.fail(&mut entry.record, None, error);
                     });
                 }
             }
@@ -88,14 +88,14 @@ impl<M: RemoteMessage> LaneEnd<M> {
         self.report(|_, state, lane| {
             let lane = &mut state.lanes[lane];
             let node = lane.node;
-            let Some(mut parcel) = lane.asking.remove(&sequence) else {
+            let Some(mut record) = lane.asking.remove(&sequence) else {
                 return;
             };
             match reply(node) {
-                Ok(reply) => state.account.handled(parcel.waiter, reply),
+                Ok(reply) => state.account.handled(record.waiter, reply),
                 Err(reason) => {
                     let error = DeliveryError::Lost { node, reason };
-                    state.account.fail(&mut parcel, error);
+                    state.account.fail(&mut record, None, error);
                 }
             }
         });
@@ -133,10 +133,10 @@ impl<M: RemoteMessage> Feedback for LaneEnd<M> {
         self.report(|outbox, state, lane| {
             let lane = &mut state.lanes[lane];
             let (node, Cut { unsent, lost }) = (lane.node, lane.cut());
-            for mut parcel in lost {
+            for mut record in lost {
                 let reason = "the link broke".to_owned();
                 let error = DeliveryError::Lost { node, reason };
-                state.account.fail(&mut parcel, error);
+                state.account.fail(&mut record, None, error);
             }
             for parcel in unsent {
                 outbox.offer_again(state, parcel);
@@ -159,12 +159,11 @@ impl<M: RemoteMessage> Origin<M> for LaneEnd<M> {
     fn returned(&self, sequence: u64, body: Option<Body<M>>) {
         self.report(|outbox, state, lane| {
             let mut returned = None;
-            state.lanes[lane].settle(sequence..sequence + 1, |_, _, parcel| {
-                returned = Some(parcel);
+            state.lanes[lane].settle(sequence..sequence + 1, |_, _, entry| {
+                returned = Some(entry.record);
             });
-            if let Some(mut parcel) = returned {
-                parcel.body = body;
-                outbox.offer_again(state, parcel);
+            if let Some((record, body)) = returned.zip(body) {
+                outbox.offer_again(state, Parcel { body, record });
             }
         });
     }

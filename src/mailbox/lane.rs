@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     feedback::LaneEnd,
     gathering::{GATHERED_BYTES, Gathering},
-    parcel::Parcel,
+    parcel::{Parcel, Record},
 };
 use crate::{
     delivery::Waiter,
@@ -46,7 +46,7 @@ pub(super) struct Lane<M: RemoteMessage> {
     /// The time that messages share, and how many more of them.
     now: Option<(Instant, usize)>,
     /// Accepted, and not yet answered.
-    pub(super) asking: BTreeMap<u64, Parcel<M>>,
+    pub(super) asking: BTreeMap<u64, Record<M>>,
 }
 
 pub(super) enum Route {
@@ -61,7 +61,16 @@ pub(super) enum Route {
 /// What was on a lane when it was cut.
 pub(super) struct Cut<M: RemoteMessage> {
     pub(super) unsent: Vec<Parcel<M>>,
-    pub(super) lost: Vec<Parcel<M>>,
+    pub(super) lost: Vec<Record<M>>,
+}
+
+/// A message that has been handed over.
+pub(super) struct Entry<M: RemoteMessage> {
+    pub(super) record: Record<M>,
+    /// Encoded, for another node, unless it is among those that are gathered.
+    pub(super) body: Option<Bytes>,
+    /// Where it is among these, or would be.
+    position: u64,
 }
 
 impl<M: RemoteMessage> Lane<M> {
@@ -104,7 +113,7 @@ impl<M: RemoteMessage> Lane<M> {
 
     /// How many messages have been handed over and have no outcome.
     pub(super) fn pending(&self) -> usize {
-        let under_way = self.under_way.iter().filter(|parcel| !parcel.failed);
+        let under_way = self.under_way.iter().filter(|entry| !entry.record.failed);
         under_way.count() + self.asking.len()
     }
 
@@ -113,14 +122,29 @@ impl<M: RemoteMessage> Lane<M> {
         self.under_way.end()
     }
 
-    /// Takes a message that has been handed over as the next one. `fresh` is its
-    /// encoded form, where it has not kept that.
-    pub(super) fn send_off(&mut self, parcel: &mut Parcel<M>, fresh: Option<Fresh>) {
-        self.under_way.push(parcel, fresh);
+    /// Takes a message as the next one, with its encoded form, unless a recipient of
+    /// this node has it already.
+    pub(super) fn send_off(&mut self, record: Record<M>, encoded: Option<Bytes>) {
+        match encoded {
+            Some(small) if small.len() <= GATHERED_BYTES => self.under_way.gather(record, &small),
+            encoded => self.under_way.push(record, encoded),
+        }
         match &self.route {
             Route::Local => self.unsent = self.next(),
             Route::Remote { .. } => self.call(),
         }
+    }
+
+    /// Takes one as the next that has just been encoded. Inlined, as what it calls,
+    /// so that what is known of the message is put together where it stays: to copy
+    /// it there takes longer than all else here.
+    #[inline(always)]
+    pub(super) fn send_fresh(&mut self, record: Record<M>, fresh: &mut Fresh) {
+        match fresh.len() <= GATHERED_BYTES {
+            true => self.under_way.gather(record, fresh),
+            false => self.under_way.push(record, Some(fresh.take())),
+        }
+        self.call();
     }
 
     /// The time, or what it was for one of the last messages: to look at the clock
@@ -159,7 +183,7 @@ impl<M: RemoteMessage> Lane<M> {
             self.unsent += 1;
         }
         let load = match self.under_way.get(self.unsent) {
-            Some(parcel) if parcel.size > INLINE_BYTES => self.take_chunk(chunk),
+            Some(entry) if entry.record.size > INLINE_BYTES => self.take_chunk(chunk),
             Some(_) => Some(self.take_runs(room)),
             None => None,
         };
@@ -170,21 +194,21 @@ impl<M: RemoteMessage> Lane<M> {
     fn take_runs(&mut self, room: usize) -> Load {
         let mut drafts: Vec<Draft> = Vec::new();
         let (mut bytes, mut full) = (0, false);
-        for (sequence, parcel) in self.under_way.since(self.unsent) {
-            if parcel.size > INLINE_BYTES {
+        for (sequence, entry) in self.under_way.since(self.unsent) {
+            if entry.record.size > INLINE_BYTES {
                 break;
             }
             let empty = drafts.is_empty();
             let last = drafts.last_mut();
-            let last = last.filter(|draft| draft.goes_on_with(sequence, parcel));
-            bytes += size(parcel.size) + if last.is_none() { OVERHEAD } else { 0 };
+            let last = last.filter(|draft| draft.goes_on_with(sequence, entry));
+            bytes += size(entry.record.size) + if last.is_none() { OVERHEAD } else { 0 };
             full = bytes > room && !empty;
             if full {
                 break;
             }
             match last {
-                Some(draft) => draft.add(parcel),
-                None => drafts.push(Draft::of(sequence, parcel)),
+                Some(draft) => draft.add(entry),
+                None => drafts.push(Draft::of(sequence, entry)),
             }
             self.unsent = sequence + 1;
         }
@@ -203,11 +227,9 @@ impl<M: RemoteMessage> Lane<M> {
         if room == 0 && !waits {
             return Some(Load::Later);
         }
-        let parcel = self.under_way.get(self.unsent)?;
-        let Some(Body::Encoded(body)) = &parcel.body else {
-            return None;
-        };
-        let ask = parcel.waiter.asks();
+        let Entry { record, body, .. } = self.under_way.get(self.unsent)?;
+        let body = body.as_ref()?;
+        let ask = record.waiter.asks();
         let transfer = self
             .transfer
             .get_or_insert_with(|| Sending::new(body.clone()));
@@ -217,7 +239,7 @@ impl<M: RemoteMessage> Lane<M> {
             self.transfer = None;
             self.unsent += 1;
         }
-        if let Some(ticket) = &parcel.ticket {
+        if let Some(ticket) = &record.ticket {
             ticket.transferred(sent, size);
         }
         Some(Load::Chunk {
@@ -239,28 +261,29 @@ impl<M: RemoteMessage> Lane<M> {
         }
     }
 
-    /// Gives a message its body back, which it had among others.
-    pub(super) fn restore(&self, parcel: &mut Parcel<M>) {
-        self.under_way.restore(parcel);
+    /// What is to be offered again of a message that was handed over, if anything
+    /// is.
+    pub(super) fn take_back(&self, entry: Entry<M>) -> Option<Parcel<M>> {
+        self.under_way.take_back(entry)
     }
 
     /// These are under way no more, as far as they have been sent at all.
     pub(super) fn settle(
         &mut self,
         sequences: Range<u64>,
-        mut each: impl FnMut(&mut Self, u64, Parcel<M>),
+        mut each: impl FnMut(&mut Self, u64, Entry<M>),
     ) {
         let sent = self.unsent + u64::from(self.transfer.is_some());
         let sequences = sequences.start..sequences.end.min(sent);
         if sequences.contains(&self.unsent) {
             self.transfer = None;
         }
-        for (sequence, parcel) in self.under_way.remove_overtaken(sequences.clone()) {
-            each(self, sequence, parcel);
+        for (sequence, entry) in self.under_way.remove_overtaken(sequences.clone()) {
+            each(self, sequence, entry);
         }
         for sequence in self.under_way.first.max(sequences.start)..sequences.end {
-            if let Some(parcel) = self.under_way.remove(sequence) {
-                each(self, sequence, parcel);
+            if let Some(entry) = self.under_way.remove(sequence) {
+                each(self, sequence, entry);
             }
         }
         self.under_way.shorten(self.unsent);
@@ -268,11 +291,13 @@ impl<M: RemoteMessage> Lane<M> {
 
     /// Takes back, or only looks at, those whose time is up: `late` says which.
     /// Those that have not left this node are under way no more.
-    pub(super) fn expire(&mut self, mut late: impl FnMut(&Parcel<M>) -> bool) -> Vec<Parcel<M>> {
+    pub(super) fn expire(&mut self, mut late: impl FnMut(&Record<M>) -> bool) -> Vec<Record<M>> {
         let mut unsent = Vec::new();
         for sequence in self.unsent..self.next() {
-            if self.under_way.get(sequence).is_some_and(&mut late) {
-                unsent.extend(self.under_way.remove(sequence));
+            let entry = self.under_way.get(sequence);
+            if entry.is_some_and(|entry| late(&entry.record)) {
+                let entry = self.under_way.remove(sequence);
+                unsent.extend(entry.map(|entry| entry.record));
                 if sequence == self.unsent && self.transfer.take().is_some() {
                     self.given_up = Some(sequence);
                     self.call();
@@ -284,22 +309,21 @@ impl<M: RemoteMessage> Lane<M> {
     }
 
     /// Those that have left this node.
-    pub(super) fn sent_mut(&mut self) -> impl Iterator<Item = &mut Parcel<M>> {
+    pub(super) fn sent_mut(&mut self) -> impl Iterator<Item = &mut Entry<M>> {
         self.under_way.up_to_mut(self.unsent)
     }
 
     /// A recipient has the message.
-    pub(super) fn accepted(&mut self, sequence: u64, mut parcel: Parcel<M>, traffic: &mut Traffic) {
-        match parcel.waiter {
-            _ if parcel.failed => {}
+    pub(super) fn accepted(&mut self, sequence: u64, entry: Entry<M>, traffic: &mut Traffic) {
+        match entry.record.waiter {
+            _ if entry.record.failed => {}
             Waiter::None => traffic.accepted += 1,
             Waiter::Accepted(waiter) => {
                 traffic.accepted += 1;
                 let _ = waiter.send(Ok(self.node));
             }
             Waiter::Handled(_) => {
-                parcel.body = None;
-                self.asking.insert(sequence, parcel);
+                self.asking.insert(sequence, entry.record);
             }
         }
     }
@@ -314,7 +338,8 @@ impl<M: RemoteMessage> Lane<M> {
         self.now = None;
         let first_unsent = self.unsent;
         self.unsent = self.next();
-        let (mut lost, unsent) = self.under_way.split(first_unsent);
+        let (lost, unsent) = self.under_way.split(first_unsent);
+        let mut lost: Vec<_> = lost.into_iter().map(|entry| entry.record).collect();
         lost.extend(std::mem::take(&mut self.asking).into_values());
         Cut { unsent, lost }
     }
@@ -335,28 +360,28 @@ enum DraftPart {
 }
 
 impl Draft {
-    fn of<M: RemoteMessage>(sequence: u64, parcel: &Parcel<M>) -> Self {
+    fn of<M: RemoteMessage>(sequence: u64, entry: &Entry<M>) -> Self {
         let mut draft = Self {
             first: sequence,
             len: 0,
-            ask: parcel.waiter.asks(),
+            ask: entry.record.waiter.asks(),
             parts: Vec::new(),
         };
-        draft.add(parcel);
+        draft.add(entry);
         draft
     }
 
-    fn goes_on_with<M: RemoteMessage>(&self, sequence: u64, parcel: &Parcel<M>) -> bool {
-        sequence == self.first + self.len && parcel.waiter.asks() == self.ask
+    fn goes_on_with<M: RemoteMessage>(&self, sequence: u64, entry: &Entry<M>) -> bool {
+        sequence == self.first + self.len && entry.record.waiter.asks() == self.ask
     }
 
-    fn add<M: RemoteMessage>(&mut self, parcel: &Parcel<M>) {
+    fn add<M: RemoteMessage>(&mut self, entry: &Entry<M>) {
         self.len += 1;
-        let end = parcel.position + size(parcel.size) as u64;
-        match (&parcel.body, self.parts.last_mut()) {
-            (Some(Body::Encoded(body)), _) => self.parts.push(DraftPart::Message(body.clone())),
-            (_, Some(DraftPart::Gathered(positions))) => positions.end = end,
-            _ => self.parts.push(DraftPart::Gathered(parcel.position..end)),
+        let end = entry.position + size(entry.record.size) as u64;
+        match (&entry.body, self.parts.last_mut()) {
+            (Some(body), _) => self.parts.push(DraftPart::Message(body.clone())),
+            (None, Some(DraftPart::Gathered(positions))) => positions.end = end,
+            (None, _) => self.parts.push(DraftPart::Gathered(entry.position..end)),
         }
     }
 
@@ -380,10 +405,10 @@ struct UnderWay<M: RemoteMessage> {
     /// The number of the first one in the row.
     first: u64,
     /// `None` where one is settled.
-    row: VecDeque<Option<Parcel<M>>>,
+    row: VecDeque<Option<Entry<M>>>,
     /// Those that so many others have overtaken that the row goes on without
     /// them.
-    overtaken: BTreeMap<u64, Parcel<M>>,
+    overtaken: BTreeMap<u64, Entry<M>>,
     /// The bodies of those in the row that are small and go to another node.
     gathering: Gathering,
     /// How many there are, in all.
@@ -410,39 +435,49 @@ impl<M: RemoteMessage> UnderWay<M> {
         self.first + self.row.len() as u64
     }
 
-    fn push(&mut self, parcel: &mut Parcel<M>, fresh: Option<Fresh>) {
-        parcel.position = self.gathering.end();
-        let small = match (&fresh, &parcel.body) {
-            (Some(fresh), _) => Some(&fresh[..]),
-            (None, Some(Body::Encoded(body))) => Some(&body[..]),
-            _ => None,
-        };
-        let parcel = match small.filter(|body| body.len() <= GATHERED_BYTES) {
-            Some(body) => {
-                parcel.size = body.len();
-                self.gathering.push(body);
-                parcel.take_with(None)
-            }
-            None => parcel.take(fresh),
-        };
-        self.count += 1;
-        self.bytes += parcel.size;
-        self.row.push_back(Some(parcel));
+    #[inline(always)]
+    fn gather(&mut self, record: Record<M>, small: &[u8]) {
+        let position = self.gathering.end();
+        self.gathering.push(small);
+        self.add(record, None, position);
     }
 
-    fn restore(&self, parcel: &mut Parcel<M>) {
+    fn push(&mut self, record: Record<M>, body: Option<Bytes>) {
+        self.add(record, body, self.gathering.end());
+    }
+
+    #[inline(always)]
+    fn add(&mut self, record: Record<M>, body: Option<Bytes>, position: u64) {
+        self.count += 1;
+        self.bytes += record.size;
+        self.row.push_back(Some(Entry {
+            record,
+            body,
+            position,
+        }));
+    }
+
+    /// Gives a message its body back, which it had among others.
+    fn restore(&self, entry: &mut Entry<M>) {
         // What has failed has no body, wherever that was.
-        if parcel.body.is_none() && !parcel.failed {
-            let body = self.gathering.get(parcel.position);
-            parcel.body = body.map(Body::Encoded);
+        if entry.body.is_none() && !entry.record.failed {
+            entry.body = self.gathering.get(entry.position);
         }
     }
 
+    /// What is to be offered again of a message, if anything is.
+    fn take_back(&self, mut entry: Entry<M>) -> Option<Parcel<M>> {
+        self.restore(&mut entry);
+        let Entry { record, body, .. } = entry;
+        let body = Body::Encoded(body?);
+        Some(Parcel { body, record })
+    }
+
     /// Those in the row from this number on.
-    fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &Parcel<M>)> {
+    fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &Entry<M>)> {
         let skip = self.index(sequence).unwrap_or(0);
         let row = (self.first..).zip(&self.row).skip(skip);
-        row.filter_map(|(sequence, parcel)| Some((sequence, parcel.as_ref()?)))
+        row.filter_map(|(sequence, entry)| Some((sequence, entry.as_ref()?)))
     }
 
     fn index(&self, sequence: u64) -> Option<usize> {
@@ -450,17 +485,17 @@ impl<M: RemoteMessage> UnderWay<M> {
     }
 
     /// One in the row.
-    fn get(&self, sequence: u64) -> Option<&Parcel<M>> {
+    fn get(&self, sequence: u64) -> Option<&Entry<M>> {
         self.row.get(self.index(sequence)?)?.as_ref()
     }
 
     /// Takes one out of the row.
-    fn remove(&mut self, sequence: u64) -> Option<Parcel<M>> {
+    fn remove(&mut self, sequence: u64) -> Option<Entry<M>> {
         let index = self.index(sequence)?;
-        let parcel = self.row.get_mut(index)?.take()?;
+        let entry = self.row.get_mut(index)?.take()?;
         self.count -= 1;
-        self.bytes -= parcel.size;
-        Some(parcel)
+        self.bytes -= entry.record.size;
+        Some(entry)
     }
 
     /// Lets the row begin later, where it is long for what is in it: with the
@@ -471,9 +506,9 @@ impl<M: RemoteMessage> UnderWay<M> {
             if first.is_some() && !long {
                 break;
             }
-            if let Some(Some(mut parcel)) = self.row.pop_front() {
-                self.restore(&mut parcel);
-                self.overtaken.insert(self.first, parcel);
+            if let Some(Some(mut entry)) = self.row.pop_front() {
+                self.restore(&mut entry);
+                self.overtaken.insert(self.first, entry);
             }
             self.first += 1;
         }
@@ -483,33 +518,36 @@ impl<M: RemoteMessage> UnderWay<M> {
         }
     }
 
-    fn remove_overtaken(&mut self, sequences: Range<u64>) -> Vec<(u64, Parcel<M>)> {
+    fn remove_overtaken(&mut self, sequences: Range<u64>) -> Vec<(u64, Entry<M>)> {
         if self.overtaken.is_empty() || sequences.is_empty() {
             return Vec::new();
         }
         let removed: Vec<_> = self.overtaken.extract_if(sequences, |_, _| true).collect();
         self.count -= removed.len();
-        self.bytes -= removed.iter().map(|(_, parcel)| parcel.size).sum::<usize>();
+        self.bytes -= removed
+            .iter()
+            .map(|(_, entry)| entry.record.size)
+            .sum::<usize>();
         removed
     }
 
-    fn iter(&self) -> impl Iterator<Item = &Parcel<M>> {
+    fn iter(&self) -> impl Iterator<Item = &Entry<M>> {
         self.overtaken.values().chain(self.row.iter().flatten())
     }
 
     /// Those with a number below this one.
-    fn up_to_mut(&mut self, end: u64) -> impl Iterator<Item = &mut Parcel<M>> {
+    fn up_to_mut(&mut self, end: u64) -> impl Iterator<Item = &mut Entry<M>> {
         let count = self.index(end).unwrap_or(0);
         let row = self.row.iter_mut().take(count).flatten();
         self.overtaken.values_mut().chain(row)
     }
 
     /// Takes all out: those with a number below this one, and the others.
-    fn split(&mut self, sequence: u64) -> (Vec<Parcel<M>>, Vec<Parcel<M>>) {
+    fn split(&mut self, sequence: u64) -> (Vec<Entry<M>>, Vec<Parcel<M>>) {
         let index = self.index(sequence).unwrap_or(0).min(self.row.len());
         let end = self.end();
-        let mut after: Vec<_> = self.row.split_off(index).into_iter().flatten().collect();
-        after.iter_mut().for_each(|parcel| self.restore(parcel));
+        let after = self.row.split_off(index).into_iter().flatten();
+        let after = after.filter_map(|entry| self.take_back(entry)).collect();
         let before = std::mem::take(&mut self.row).into_iter().flatten();
         let overtaken = std::mem::take(&mut self.overtaken).into_values();
         let before = overtaken.chain(before).collect();

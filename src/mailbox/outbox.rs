@@ -22,13 +22,14 @@ use std::{
 };
 
 use actix::prelude::SendError;
+use bytes::Bytes;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
     account::Account,
     feedback::LaneEnd,
     lane::{Lane, Route},
-    parcel::Parcel,
+    parcel::{Offered, Parcel, Record},
     rotation,
 };
 use crate::{
@@ -38,7 +39,7 @@ use crate::{
     error::DeliveryError,
     inbox::Channel,
     link::Links,
-    message::{Body, Fresh, RemoteMessage},
+    message::{Body, RemoteMessage, encode},
     view::NodeId,
 };
 
@@ -144,7 +145,7 @@ impl<M: RemoteMessage> Outbox<M> {
     // What senders call.
 
     pub(crate) fn do_send(&self, message: M) {
-        self.send_or_bury(Parcel::new(message, Waiter::None, None), true);
+        self.send_or_bury(Offered::new(message, Waiter::None, None), true);
     }
 
     pub(crate) fn try_send(&self, message: M) -> Result<(), SendError<M>> {
@@ -158,17 +159,16 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn try_take_in(&self, message: M, bounded: bool) -> Result<(), SendError<M>> {
-        let mut parcel = Parcel::new(message, Waiter::None, None);
-        let Err(error) = self.take_in(&mut parcel, bounded) else {
+        let mut offered = Offered::new(message, Waiter::None, None);
+        let Err(error) = self.take_in(&mut offered, bounded) else {
             return Ok(());
         };
-        match (error, parcel.body.take()) {
-            (DeliveryError::Full, Some(Body::Value(message))) => Err(SendError::Full(message)),
-            (DeliveryError::Closed, Some(Body::Value(message))) => Err(SendError::Closed(message)),
+        match (error, offered.message.take()) {
+            (DeliveryError::Full, Some(message)) => Err(SendError::Full(message)),
+            (DeliveryError::Closed, Some(message)) => Err(SendError::Closed(message)),
             // `SendError` has no words for a message that cannot travel.
-            (error, body) => {
-                parcel.body = body;
-                self.bury(&mut parcel, error);
+            (error, _) => {
+                self.bury(offered, error);
                 Ok(())
             }
         }
@@ -189,22 +189,23 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn send_awaited(&self, message: M, waiter: Waiter<M>, ticket: Arc<Ticket>) {
-        let parcel = Parcel::new(message, waiter, Some(Held(ticket)));
+        let offered = Offered::new(message, waiter, Some(Held(ticket)));
         // Whoever awaits the outcome of each message is the bound on them.
-        self.send_or_bury(parcel, false);
+        self.send_or_bury(offered, false);
     }
 
-    fn send_or_bury(&self, mut parcel: Parcel<M>, bounded: bool) {
-        if let Err(error) = self.take_in(&mut parcel, bounded) {
-            self.bury(&mut parcel, error);
+    fn send_or_bury(&self, mut offered: Offered<M>, bounded: bool) {
+        if let Err(error) = self.take_in(&mut offered, bounded) {
+            self.bury(offered, error);
         }
     }
 
     /// Counts a message as sent that was not even taken in.
-    fn bury(&self, parcel: &mut Parcel<M>, error: DeliveryError) {
+    fn bury(&self, mut offered: Offered<M>, error: DeliveryError) {
+        let mut record = offered.record(size_of::<M>(), 0, Instant::now);
         let mut state = self.state();
         state.account.traffic.sent += 1;
-        state.account.fail(parcel, error);
+        state.account.fail(&mut record, None, error);
     }
 
     /// What sends the broadcasts of the namespace.
@@ -242,12 +243,15 @@ impl<M: RemoteMessage> Outbox<M> {
     /// node is encoded before, without the lock; so is one that waits, unless this
     /// node alone receives.
     ///
-    /// After an error the parcel is as it was. Else all of it has been taken but for
-    /// a message that has been encoded, so that this is dropped without the lock.
-    fn take_in(&self, parcel: &mut Parcel<M>, bounded: bool) -> Result<(), DeliveryError> {
+    /// After an error all is as it was. Else what is left of it is a message that has
+    /// been encoded, so that this is dropped without the lock.
+    fn take_in(&self, offered: &mut Offered<M>, bounded: bool) -> Result<(), DeliveryError> {
         let limit = self.limits().max_message;
         let first = self.encode_first.load(Ordering::Relaxed);
-        let mut encoded = first.then(|| parcel.encoded(limit));
+        let mut encoded = match first {
+            true => offered.encoded(limit),
+            false => None,
+        };
         loop {
             let mut state = self.state();
             if state.closed {
@@ -266,37 +270,44 @@ impl<M: RemoteMessage> Outbox<M> {
                 Some(lane) => state.lanes[lane].is_local(),
                 None => state.may_stay(),
             };
-            let fresh = match encoded.take() {
-                None if stays => None,
-                Some(_) if stays => {
-                    self.encode_first.store(false, Ordering::Relaxed);
-                    None
-                }
-                Some(encoded) => encoded?,
+            if stays != encoded.is_none() {
+                let first = !stays && !state.is_received_here();
+                self.encode_first.store(first, Ordering::Relaxed);
+            }
+            let fresh = match &mut encoded {
+                _ if stays => None,
+                Some(Ok(fresh)) => Some(fresh),
+                Some(Err(error)) => return Err(error.clone()),
                 None => {
-                    let first = !state.is_received_here();
-                    self.encode_first.store(first, Ordering::Relaxed);
                     drop(state);
-                    encoded = Some(parcel.encoded(limit));
+                    encoded = offered.encoded(limit);
                     continue;
                 }
             };
-            parcel.order = state.next_order();
-            match next {
-                Some(lane) => {
+            let order = state.next_order();
+            match (next, fresh) {
+                (Some(lane), Some(fresh)) => {
                     let now = || state.lanes[lane].now();
-                    parcel.sent.get_or_insert_with(now);
-                    if !self.hand_over(&mut state, lane, parcel, fresh) {
-                        // The lane is not ready after all: look again.
-                        continue;
-                    }
+                    let record = offered.record(fresh.len(), order, now);
+                    self.note_if_awaited(&mut state, &record);
+                    state.lanes[lane].send_fresh(record, fresh);
+                    state.turn = lane + 1;
                 }
-                None => {
-                    parcel.sent.get_or_insert_with(Instant::now);
-                    self.note_deadline(&mut state, parcel);
-                    let waits = parcel.take(fresh);
-                    state.waiting_bytes += waits.size;
-                    state.waiting.push_back(waits);
+                (next, fresh) => {
+                    let Some(parcel) = offered.parcel(fresh, order) else {
+                        return Ok(());
+                    };
+                    if let Some(lane) = next {
+                        if let Err(parcel) = self.hand_over(&mut state, lane, parcel) {
+                            // The lane is not ready after all: look again.
+                            offered.put_back(parcel);
+                            continue;
+                        }
+                    } else {
+                        self.note_deadline(&mut state, &parcel.record);
+                        state.waiting_bytes += parcel.record.size;
+                        state.waiting.push_back(parcel);
+                    }
                 }
             }
             state.account.traffic.sent += 1;
@@ -307,31 +318,49 @@ impl<M: RemoteMessage> Outbox<M> {
     // What happens to messages under the lock.
 
     /// Gives a message to a receiver that is ready, unless it turns out not to be.
-    /// `fresh` is the encoded form of a message that has not kept it.
     fn hand_over(
         &self,
         state: &mut State<M>,
-        index: usize,
-        parcel: &mut Parcel<M>,
-        fresh: Option<Fresh>,
-    ) -> bool {
-        let lane = &mut state.lanes[index];
-        if lane.is_local()
-            && let Some(body) = parcel.body.take()
-        {
-            let (end, next, ask) = (lane.end.clone(), lane.next(), parcel.waiter.asks());
+        lane: usize,
+        parcel: Parcel<M>,
+    ) -> Result<(), Parcel<M>> {
+        let Parcel { body, mut record } = parcel;
+        let to = &mut state.lanes[lane];
+        let encoded = if to.is_local() {
+            let (end, next, ask) = (to.end.clone(), to.next(), record.waiter.asks());
             if let Err(body) = self.place.local.offer(end, next, ask, body) {
-                lane.window = 0;
-                parcel.body = Some(body);
-                return false;
+                to.window = 0;
+                return Err(Parcel { body, record });
             }
-        }
-        if parcel.is_awaited() {
-            self.note_deadline(state, parcel);
-        }
-        state.lanes[index].send_off(parcel, fresh);
-        state.turn = index + 1;
-        true
+            None
+        } else {
+            match self.encoded(state, body) {
+                Ok(bytes) => {
+                    record.size = bytes.len();
+                    Some(bytes)
+                }
+                Err(error) => {
+                    state.account.fail(&mut record, None, error);
+                    return Ok(());
+                }
+            }
+        };
+        self.note_if_awaited(state, &record);
+        state.lanes[lane].send_off(record, encoded);
+        state.turn = lane + 1;
+        Ok(())
+    }
+
+    /// The encoded form of a message that has waited.
+    fn encoded(&self, state: &mut State<M>, body: Body<M>) -> Result<Bytes, DeliveryError> {
+        let limit = self.limits().max_message;
+        let message = match body {
+            Body::Encoded(bytes) => return Ok(bytes),
+            Body::Value(message) => message,
+        };
+        let encoded = encode(&message, limit);
+        state.account.forget(Some(Body::Value(message)));
+        encoded.map_err(|error| DeliveryError::unsent(error, limit))
     }
 
     /// Hands over what waits as far as there are receivers for it, and wakes
@@ -341,16 +370,10 @@ impl<M: RemoteMessage> Outbox<M> {
             let Some(lane) = state.next(self.limits()) else {
                 break;
             };
-            let Some(mut parcel) = state.pop_waiting() else {
+            let Some(parcel) = state.pop_waiting() else {
                 break;
             };
-            if !state.lanes[lane].is_local()
-                && let Err(error) = parcel.encode(self.limits().max_message)
-            {
-                state.account.fail(&mut parcel, error);
-                continue;
-            }
-            if !self.hand_over(state, lane, &mut parcel, None) {
+            if let Err(parcel) = self.hand_over(state, lane, parcel) {
                 state.wait_again(parcel);
             }
         }
@@ -360,25 +383,31 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     /// Lets a message wait again that no recipient has seen, if there is time.
-    pub(super) fn offer_again(&self, state: &mut State<M>, mut parcel: Parcel<M>) {
-        if parcel.failed {
-            return;
+    pub(super) fn offer_again(&self, state: &mut State<M>, parcel: Parcel<M>) {
+        let record = &parcel.record;
+        if record.failed {
+            return state.account.forget(Some(parcel.body));
         }
         let default = self.limits().send_timeout;
-        if parcel.expires(default) <= Instant::now() {
+        if record.expires(default) <= Instant::now() {
             let error = DeliveryError::Timeout {
-                waited: parcel.timeout(default),
+                waited: record.timeout(default),
                 maybe_delivered: false,
             };
-            state.account.fail(&mut parcel, error);
-            return;
+            return state.fail(parcel, error);
         }
-        self.note_deadline(state, &parcel);
+        self.note_deadline(state, record);
         state.wait_again(parcel);
     }
 
-    fn note_deadline(&self, state: &mut State<M>, parcel: &Parcel<M>) {
-        let expires = parcel.expires(self.limits().send_timeout);
+    fn note_if_awaited(&self, state: &mut State<M>, record: &Record<M>) {
+        if record.is_awaited() {
+            self.note_deadline(state, record);
+        }
+    }
+
+    fn note_deadline(&self, state: &mut State<M>, record: &Record<M>) {
+        let expires = record.expires(self.limits().send_timeout);
         if state.earliest.is_none_or(|earliest| expires < earliest) {
             state.earliest = Some(expires);
             self.sooner.notify_one();
@@ -408,8 +437,8 @@ impl<M: RemoteMessage> Outbox<M> {
         let state = &mut *guard;
         let nobody = !state.lanes.iter().any(|lane| lane.agreed);
         let mut earliest: Option<Instant> = None;
-        let mut keep = |parcel: &Parcel<M>| {
-            let expires = parcel.expires(default);
+        let mut keep = |record: &Record<M>| {
+            let expires = record.expires(default);
             let kept = expires > now;
             if kept {
                 earliest = Some(earliest.map_or(expires, |earliest| earliest.min(expires)));
@@ -418,11 +447,11 @@ impl<M: RemoteMessage> Outbox<M> {
         };
         let (kept, late): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut state.waiting)
             .into_iter()
-            .partition(&mut keep);
+            .partition(|parcel| keep(&parcel.record));
         state.waiting = kept;
-        for mut parcel in late {
-            state.waiting_bytes -= parcel.size;
-            let waited = parcel.timeout(default);
+        for parcel in late {
+            state.waiting_bytes -= parcel.record.size;
+            let waited = parcel.record.timeout(default);
             let error = match nobody {
                 true => DeliveryError::NoReceiver { waited },
                 false => DeliveryError::Timeout {
@@ -430,33 +459,31 @@ impl<M: RemoteMessage> Outbox<M> {
                     maybe_delivered: false,
                 },
             };
-            state.account.fail(&mut parcel, error);
+            state.fail(parcel, error);
         }
-        let late = |parcel: &Parcel<M>| DeliveryError::Timeout {
-            waited: parcel.timeout(default),
-            maybe_delivered: true,
+        let late = |record: &Record<M>, maybe_delivered| DeliveryError::Timeout {
+            waited: record.timeout(default),
+            maybe_delivered,
         };
         for lane in &mut state.lanes {
-            let is_late = |parcel: &Parcel<M>| parcel.is_awaited() && !keep(parcel);
-            for mut parcel in lane.expire(is_late) {
-                let error = DeliveryError::Timeout {
-                    waited: parcel.timeout(default),
-                    maybe_delivered: false,
-                };
-                state.account.fail(&mut parcel, error);
+            let is_late = |record: &Record<M>| record.is_awaited() && !keep(record);
+            for mut record in lane.expire(is_late) {
+                let error = late(&record, false);
+                state.account.fail(&mut record, None, error);
             }
-            for parcel in lane.sent_mut() {
-                if parcel.is_awaited() && !keep(parcel) {
+            for entry in lane.sent_mut() {
+                if entry.record.is_awaited() && !keep(&entry.record) {
                     // Should it come back, it is not offered again.
-                    let error = late(parcel);
-                    state.account.fail(parcel, error);
+                    entry.body = None;
+                    let error = late(&entry.record, true);
+                    state.account.fail(&mut entry.record, None, error);
                 }
             }
-            lane.asking.retain(|_, parcel| {
-                let kept = keep(parcel);
+            lane.asking.retain(|_, record| {
+                let kept = keep(record);
                 if !kept {
-                    let error = late(parcel);
-                    state.account.fail(parcel, error);
+                    let error = late(record, true);
+                    state.account.fail(record, None, error);
                 }
                 kept
             });
@@ -539,16 +566,22 @@ impl<M: RemoteMessage> State<M> {
 
     pub(super) fn pop_waiting(&mut self) -> Option<Parcel<M>> {
         let parcel = self.waiting.pop_front()?;
-        self.waiting_bytes -= parcel.size;
+        self.waiting_bytes -= parcel.record.size;
         Some(parcel)
+    }
+
+    /// Counts that a message that waited has failed.
+    pub(super) fn fail(&mut self, parcel: Parcel<M>, error: DeliveryError) {
+        let Parcel { body, mut record } = parcel;
+        self.account.fail(&mut record, Some(body), error);
     }
 
     /// Puts a message back among those that wait, where its turn is.
     fn wait_again(&mut self, parcel: Parcel<M>) {
         let place = self
             .waiting
-            .partition_point(|waiting| waiting.order < parcel.order);
-        self.waiting_bytes += parcel.size;
+            .partition_point(|waiting| waiting.record.order < parcel.record.order);
+        self.waiting_bytes += parcel.record.size;
         self.waiting.insert(place, parcel);
     }
 

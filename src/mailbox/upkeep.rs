@@ -65,9 +65,9 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         }
         state.tidy();
         if let Some(theirs) = state.other_label.clone() {
-            while let Some(mut parcel) = state.pop_waiting() {
+            while let Some(parcel) = state.pop_waiting() {
                 let error = self.other_type(&theirs);
-                state.account.fail(&mut parcel, error);
+                state.fail(parcel, error);
             }
         }
         self.pump(&mut state);
@@ -103,25 +103,25 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
         let mut state = self.state();
         state.closed = true;
         let mut waiting = 0;
-        while let Some(mut parcel) = state.pop_waiting() {
+        while let Some(parcel) = state.pop_waiting() {
             waiting += 1;
-            state.account.fail(&mut parcel, DeliveryError::Closed);
+            state.fail(parcel, DeliveryError::Closed);
         }
         let mut under_way = 0;
         for mut lane in std::mem::take(&mut state.lanes) {
             let Cut { unsent, lost } = lane.cut();
-            for mut parcel in unsent {
+            for parcel in unsent {
                 waiting += 1;
-                state.account.fail(&mut parcel, DeliveryError::Closed);
+                state.fail(parcel, DeliveryError::Closed);
             }
-            for mut parcel in lost {
-                under_way += usize::from(!parcel.failed);
+            for mut record in lost {
+                under_way += usize::from(!record.failed);
                 let reason = "this node shut down before it heard more".to_owned();
                 let error = DeliveryError::Lost {
                     node: lane.node,
                     reason,
                 };
-                state.account.fail(&mut parcel, error);
+                state.account.fail(&mut record, None, error);
             }
         }
         self.pump(&mut state);
