@@ -68,7 +68,7 @@ pub(super) struct Cut<M: RemoteMessage> {
 pub(super) struct Entry<M: RemoteMessage> {
     pub(super) record: Record<M>,
     /// Encoded, for another node, unless it is among those that are gathered.
-    pub(super) body: Option<Bytes>,
+    body: Option<Bytes>,
     /// Where it is among these, or would be.
     position: u64,
 }
@@ -309,8 +309,9 @@ impl<M: RemoteMessage> Lane<M> {
     }
 
     /// Those that have left this node.
-    pub(super) fn sent_mut(&mut self) -> impl Iterator<Item = &mut Entry<M>> {
-        self.under_way.up_to_mut(self.unsent)
+    pub(super) fn sent_mut(&mut self) -> impl Iterator<Item = &mut Record<M>> {
+        let sent = self.under_way.up_to_mut(self.unsent);
+        sent.map(|entry| &mut entry.record)
     }
 
     /// A recipient has the message.
@@ -459,8 +460,7 @@ impl<M: RemoteMessage> UnderWay<M> {
 
     /// Gives a message its body back, which it had among others.
     fn restore(&self, entry: &mut Entry<M>) {
-        // What has failed has no body, wherever that was.
-        if entry.body.is_none() && !entry.record.failed {
+        if entry.body.is_none() {
             entry.body = self.gathering.get(entry.position);
         }
     }

@@ -471,12 +471,11 @@ impl<M: RemoteMessage> Outbox<M> {
                 let error = late(&record, false);
                 state.account.fail(&mut record, None, error);
             }
-            for entry in lane.sent_mut() {
-                if entry.record.is_awaited() && !keep(&entry.record) {
+            for record in lane.sent_mut() {
+                if record.is_awaited() && !keep(record) {
                     // Should it come back, it is not offered again.
-                    entry.body = None;
-                    let error = late(&entry.record, true);
-                    state.account.fail(&mut entry.record, None, error);
+                    let error = late(record, true);
+                    state.account.fail(record, None, error);
                 }
             }
             lane.asking.retain(|_, record| {
