@@ -204,8 +204,8 @@ impl Builder {
 
     /// The largest message or reply, encoded, in bytes. Use the same on all
     /// nodes. A larger message fails with
-    /// [`TooLarge`](crate::DeliveryError::TooLarge) when it has been encoded, which
-    /// takes that much memory. Default: 64 MiB.
+    /// [`TooLarge`](crate::DeliveryError::TooLarge) when it has been encoded, all
+    /// of it, in memory. Default: 64 MiB.
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.settings.limits.max_message = bytes;
         self

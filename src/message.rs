@@ -135,8 +135,11 @@ pub(crate) struct Fresh(Vec<u8>);
 impl Fresh {
     /// Takes it out.
     pub(crate) fn take(&mut self) -> Bytes {
-        if self.len() > SMALL_BYTES {
+        if self.0.capacity() > BLOCK_BYTES {
             return mem::take(&mut self.0).into_boxed_slice().into();
+        }
+        if self.len() > SMALL_BYTES {
+            return Bytes::copy_from_slice(self);
         }
         let block = BLOCK.try_with(Cell::take).ok().flatten();
         let block = block.filter(|block| block.capacity() >= self.len());

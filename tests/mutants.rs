@@ -144,9 +144,9 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "take-turns-no-more",
         file: "src/mailbox/outbox.rs",
-        sound: "send_fresh(record, fresh);
+        sound: "send_fresh(record, encoded);
                     state.turn = lane + 1;",
-        faulty: "send_fresh(record, fresh);
+        faulty: "send_fresh(record, encoded);
                     state.turn = lane;",
         caught_by: &["--test", "receiving"],
     },

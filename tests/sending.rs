@@ -2,12 +2,16 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use common::*;
 use dchan::{DeliveryError, prelude::*};
 use futures_util::{FutureExt, SinkExt, StreamExt, future::poll_fn};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 #[actix::test]
 async fn messages_wait_while_nobody_receives() {
@@ -387,6 +391,57 @@ async fn a_message_may_send_another_one_when_it_is_dropped() {
     assert!(receiver.next().await.is_some());
     assert!(receiver.next().await.is_some(), "what it sent has arrived");
     drop((receiver, partings));
+    shut_down(vec![node]).await;
+}
+
+/// Is answered with something that sends when it is dropped.
+#[derive(Message, Serialize, Deserialize)]
+#[rtype(result = "Result<Parting, String>")]
+struct Part;
+
+#[actix::test]
+async fn a_reply_that_nobody_waits_for_may_send_when_it_is_dropped() {
+    struct Partner {
+        /// For the first one.
+        parting: Option<(Parting, Arc<Notify>)>,
+    }
+    impl Actor for Partner {
+        type Context = Context<Self>;
+    }
+    impl Handler<Part> for Partner {
+        type Result = ResponseFuture<Result<Parting, String>>;
+        fn handle(&mut self, _: Part, _: &mut Self::Context) -> Self::Result {
+            let parting = self.parting.take();
+            Box::pin(async move {
+                let Some((parting, go_on)) = parting else {
+                    return Ok(Parting::default());
+                };
+                go_on.notified().await;
+                Ok(parting)
+            })
+        }
+    }
+
+    let node = builder().start().await.unwrap();
+    let parts = node.namespace::<Part>("parts");
+    let (namespace, go_on) = (parts.clone(), Arc::new(Notify::new()));
+    let sends = move || namespace.do_send(Part);
+    let parting = Parting {
+        last: Some(Box::new(sends)),
+    };
+    let partner = Partner {
+        parting: Some((parting, go_on.clone())),
+    };
+    let registration = parts.subscribe(partner.start().recipient());
+    registration.ready().await.unwrap();
+    let late = parts.send(Part).timeout(Duration::from_millis(50)).await;
+    assert!(late.is_err_and(|error| error.maybe_delivered()));
+    go_on.notify_one();
+    until("what it sent has arrived", || {
+        node.status().traffic.accepted == 1
+    })
+    .await;
+    drop((registration, parts));
     shut_down(vec![node]).await;
 }
 

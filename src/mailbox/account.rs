@@ -24,7 +24,7 @@ pub(super) struct Account<M: RemoteMessage> {
 pub(super) enum Later<M: RemoteMessage> {
     Tell(Failed<M>),
     Drop(Result<Reply<M>, DeliveryError>),
-    Forget(M),
+    Forget(Body<M>),
 }
 
 pub(super) struct Failed<M: RemoteMessage> {
@@ -50,27 +50,30 @@ impl<M: RemoteMessage> Account<M> {
         body: Option<Body<M>>,
         error: DeliveryError,
     ) {
+        if !std::mem::replace(&mut record.failed, true) {
+            if let Some(ticket) = &record.ticket {
+                ticket.end();
+            }
+            self.traffic.count(&error);
+            self.later.push(Later::Tell(Failed {
+                error,
+                size: record.size,
+                sent: record.sent,
+                waiter: std::mem::replace(&mut record.waiter, Waiter::None),
+            }));
+        }
         self.forget(body);
-        if std::mem::replace(&mut record.failed, true) {
-            return;
-        }
-        if let Some(ticket) = &record.ticket {
-            ticket.end();
-        }
-        self.traffic.count(&error);
-        self.later.push(Later::Tell(Failed {
-            error,
-            size: record.size,
-            sent: record.sent,
-            waiter: std::mem::replace(&mut record.waiter, Waiter::None),
-        }));
     }
 
-    /// Drops a message, later.
+    /// Has what is left of a message dropped.
     pub(super) fn forget(&mut self, body: Option<Body<M>>) {
-        if let Some(Body::Value(message)) = body {
-            self.later.push(Later::Forget(message));
-        }
+        self.later.extend(body.map(Later::Forget));
+    }
+
+    /// Has a reply dropped that nobody waits for any more.
+    pub(super) fn unwanted(&mut self, reply: Result<Reply<M>, String>) {
+        self.later
+            .extend(reply.ok().map(|reply| Later::Drop(Ok(reply))));
     }
 
     /// Counts a reply, and gives it to who asked.
@@ -89,7 +92,7 @@ impl<M: RemoteMessage> Later<M> {
         match self {
             Self::Tell(failed) => failed.tell(place),
             Self::Drop(unwanted) => drop(unwanted),
-            Self::Forget(message) => drop(message),
+            Self::Forget(body) => drop(body),
         }
     }
 }

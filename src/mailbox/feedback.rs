@@ -88,8 +88,9 @@ impl<M: RemoteMessage> LaneEnd<M> {
         self.report(|_, state, lane| {
             let lane = &mut state.lanes[lane];
             let node = lane.node;
-            let Some(mut record) = lane.asking.remove(&sequence) else {
-                return;
+            let record = lane.asking.remove(&sequence);
+            let Some(mut record) = record else {
+                return state.account.unwanted(reply(node));
             };
             match reply(node) {
                 Ok(reply) => state.account.handled(record.waiter, reply),
@@ -162,8 +163,9 @@ impl<M: RemoteMessage> Origin<M> for LaneEnd<M> {
             state.lanes[lane].settle(sequence..sequence + 1, |_, _, entry| {
                 returned = Some(entry.record);
             });
-            if let Some((record, body)) = returned.zip(body) {
-                outbox.offer_again(state, Parcel { body, record });
+            match (returned, body) {
+                (Some(record), Some(body)) => outbox.offer_again(state, Parcel { body, record }),
+                (_, body) => state.account.forget(body),
             }
         });
     }

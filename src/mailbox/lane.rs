@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    mem::take,
     ops::Range,
     sync::Arc,
 };
@@ -12,12 +13,12 @@ use tokio::time::Instant;
 use super::{
     feedback::LaneEnd,
     gathering::{GATHERED_BYTES, Gathering},
-    parcel::{Parcel, Record},
+    parcel::{Encoded, Parcel, Record},
 };
 use crate::{
     delivery::Waiter,
     link::{INLINE_BYTES, Link, Load, OVERHEAD, Sending},
-    message::{Body, Fresh, RemoteMessage},
+    message::{Body, RemoteMessage},
     proto::run::{Part, Run, size},
     status::Traffic,
     view::NodeId,
@@ -135,14 +136,14 @@ impl<M: RemoteMessage> Lane<M> {
         }
     }
 
-    /// Takes one as the next that has just been encoded. Inlined, as what it calls,
-    /// so that what is known of the message is put together where it stays: to copy
-    /// it there takes longer than all else here.
+    /// Takes one as the next that has just been encoded. Inlined, as what adds it
+    /// is, so that what is known of the message is put together where it stays: to
+    /// copy it there takes longer than all else here.
     #[inline(always)]
-    pub(super) fn send_fresh(&mut self, record: Record<M>, fresh: &mut Fresh) {
-        match fresh.len() <= GATHERED_BYTES {
-            true => self.under_way.gather(record, fresh),
-            false => self.under_way.push(record, Some(fresh.take())),
+    pub(super) fn send_fresh(&mut self, record: Record<M>, encoded: &mut Encoded) {
+        match encoded {
+            Encoded::Small(fresh) => self.under_way.gather(record, fresh),
+            Encoded::Large(bytes) => self.under_way.push(record, Some(take(bytes))),
         }
         self.call();
     }
@@ -158,7 +159,7 @@ impl<M: RemoteMessage> Lane<M> {
             return *now;
         }
         let now = Instant::now();
-        self.now = (!self.is_local()).then_some((now, SHARED_BY - 1));
+        self.now = Some((now, SHARED_BY - 1));
         now
     }
 
@@ -341,7 +342,7 @@ impl<M: RemoteMessage> Lane<M> {
         self.unsent = self.next();
         let (lost, unsent) = self.under_way.split(first_unsent);
         let mut lost: Vec<_> = lost.into_iter().map(|entry| entry.record).collect();
-        lost.extend(std::mem::take(&mut self.asking).into_values());
+        lost.extend(take(&mut self.asking).into_values());
         Cut { unsent, lost }
     }
 }
@@ -548,8 +549,8 @@ impl<M: RemoteMessage> UnderWay<M> {
         let end = self.end();
         let after = self.row.split_off(index).into_iter().flatten();
         let after = after.filter_map(|entry| self.take_back(entry)).collect();
-        let before = std::mem::take(&mut self.row).into_iter().flatten();
-        let overtaken = std::mem::take(&mut self.overtaken).into_values();
+        let before = take(&mut self.row).into_iter().flatten();
+        let overtaken = take(&mut self.overtaken).into_values();
         let before = overtaken.chain(before).collect();
         *self = Self::new(end);
         (before, after)

@@ -271,12 +271,13 @@ impl<M: RemoteMessage> Outbox<M> {
                 None => state.may_stay(),
             };
             if stays != encoded.is_none() {
+                // The hint was wrong.
                 let first = !stays && !state.is_received_here();
                 self.encode_first.store(first, Ordering::Relaxed);
             }
-            let fresh = match &mut encoded {
+            let ready = match &mut encoded {
                 _ if stays => None,
-                Some(Ok(fresh)) => Some(fresh),
+                Some(Ok(ready)) => Some(ready),
                 Some(Err(error)) => return Err(error.clone()),
                 None => {
                     drop(state);
@@ -285,16 +286,16 @@ impl<M: RemoteMessage> Outbox<M> {
                 }
             };
             let order = state.next_order();
-            match (next, fresh) {
-                (Some(lane), Some(fresh)) => {
+            match (next, ready) {
+                (Some(lane), Some(encoded)) => {
                     let now = || state.lanes[lane].now();
-                    let record = offered.record(fresh.len(), order, now);
+                    let record = offered.record(encoded.len(), order, now);
                     self.note_if_awaited(&mut state, &record);
-                    state.lanes[lane].send_fresh(record, fresh);
+                    state.lanes[lane].send_fresh(record, encoded);
                     state.turn = lane + 1;
                 }
-                (next, fresh) => {
-                    let Some(parcel) = offered.parcel(fresh, order) else {
+                (next, encoded) => {
+                    let Some(parcel) = offered.parcel(encoded, order) else {
                         return Ok(());
                     };
                     if let Some(lane) = next {
@@ -317,7 +318,8 @@ impl<M: RemoteMessage> Outbox<M> {
 
     // What happens to messages under the lock.
 
-    /// Gives a message to a receiver that is ready, unless it turns out not to be.
+    /// Gives a message that has not just been encoded to a receiver that is ready,
+    /// and back if that turns out not to be. One that cannot travel fails.
     fn hand_over(
         &self,
         state: &mut State<M>,
@@ -351,7 +353,8 @@ impl<M: RemoteMessage> Outbox<M> {
         Ok(())
     }
 
-    /// The encoded form of a message that has waited.
+    /// The encoded form of a message that has waited. Only one that waited while no
+    /// other node received is encoded now, with the lock held.
     fn encoded(&self, state: &mut State<M>, body: Body<M>) -> Result<Bytes, DeliveryError> {
         let limit = self.limits().max_message;
         let message = match body {

@@ -2,8 +2,10 @@
 
 use std::{mem, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::gathering::GATHERED_BYTES;
 use crate::{
     delivery::{Held, Waiter, far},
     error::DeliveryError,
@@ -14,8 +16,15 @@ use crate::{
 pub(super) struct Offered<M: RemoteMessage> {
     /// `None` once it has gone on as it is.
     pub(super) message: Option<M>,
-    pub(super) ticket: Option<Held>,
-    pub(super) waiter: Waiter<M>,
+    ticket: Option<Held>,
+    waiter: Waiter<M>,
+}
+
+/// The encoded form of a message.
+pub(super) enum Encoded {
+    /// To be gathered with others, or kept if it has to wait.
+    Small(Fresh),
+    Large(Bytes),
 }
 
 /// A message that waits.
@@ -48,9 +57,12 @@ impl<M: RemoteMessage> Offered<M> {
     }
 
     /// Its encoded form. `limit` is the size of the largest message, in bytes.
-    pub(super) fn encoded(&self, limit: usize) -> Option<Result<Fresh, DeliveryError>> {
+    pub(super) fn encoded(&self, limit: usize) -> Option<Result<Encoded, DeliveryError>> {
         let message = self.message.as_ref()?;
-        let encoded = encode_here(message, limit);
+        let encoded = encode_here(message, limit).map(|mut fresh| match fresh.len() {
+            ..=GATHERED_BYTES => Encoded::Small(fresh),
+            _ => Encoded::Large(fresh.take()),
+        });
         Some(encoded.map_err(|error| DeliveryError::unsent(error, limit)))
     }
 
@@ -74,9 +86,14 @@ impl<M: RemoteMessage> Offered<M> {
     }
 
     /// Takes all of it out: the encoded form, where there is one, or the message.
-    pub(super) fn parcel(&mut self, fresh: Option<&mut Fresh>, order: u64) -> Option<Parcel<M>> {
-        let body = match fresh {
-            Some(fresh) => Body::Encoded(fresh.take()),
+    pub(super) fn parcel(
+        &mut self,
+        encoded: Option<&mut Encoded>,
+        order: u64,
+    ) -> Option<Parcel<M>> {
+        let body = match encoded {
+            Some(Encoded::Small(fresh)) => Body::Encoded(fresh.take()),
+            Some(Encoded::Large(bytes)) => Body::Encoded(mem::take(bytes)),
             None => Body::Value(self.message.take()?),
         };
         let record = self.record(body.size(), order, Instant::now);
@@ -91,6 +108,15 @@ impl<M: RemoteMessage> Offered<M> {
         }
         self.ticket = record.ticket;
         self.waiter = record.waiter;
+    }
+}
+
+impl Encoded {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Small(fresh) => fresh.len(),
+            Self::Large(bytes) => bytes.len(),
+        }
     }
 }
 
