@@ -225,6 +225,14 @@ mod tests {
 
     use super::*;
 
+    /// How much this thread keeps to encode into.
+    fn scratch() -> usize {
+        let scratch = SCRATCH.take();
+        let size = scratch.capacity();
+        SCRATCH.set(scratch);
+        size
+    }
+
     #[test]
     fn a_label_has_no_paths() {
         for (name, label) in [
@@ -281,7 +289,19 @@ mod tests {
         let text = "x".repeat(BLOCK_BYTES);
         let size = encode(&text, 1 << 20).unwrap().len();
         assert_eq!(encode(&text, size - 1), Err(EncodeError::TooLarge(size)));
+        assert_eq!(scratch(), 0);
         assert_eq!(encode(&text, size).unwrap().len(), size);
+    }
+
+    #[test]
+    fn a_thread_keeps_the_memory_that_small_messages_need() {
+        encode(&"x".repeat(SMALL_BYTES), 1 << 20).unwrap();
+        let kept = scratch();
+        assert!((SMALL_BYTES..=BLOCK_BYTES).contains(&kept), "{kept}");
+        assert!(encode(&7, 0).is_err());
+        assert_eq!(scratch(), kept);
+        encode(&"x".repeat(BLOCK_BYTES), 1 << 20).unwrap();
+        assert_eq!(scratch(), 0);
     }
 
     #[test]
