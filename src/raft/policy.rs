@@ -45,11 +45,15 @@ pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
     let Picture {
         voters, learners, ..
     } = picture;
+    let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
+    if !is_member(&picture.leader) {
+        // It has been taken out, and leads no more: the next one takes it in again.
+        return None;
+    }
     let mut silent = picture.up.intersection(&picture.silent);
     if let Some(node) = silent.find(|node| **node != picture.leader) {
         return Some(Change::Evict(*node));
     }
-    let is_member = |node: &NodeId| voters.contains(node) || learners.contains(node);
     if let Some(node) = picture.up.iter().find(|node| !is_member(node)) {
         return Some(Change::Add(*node));
     }
@@ -145,6 +149,14 @@ mod tests {
         let mut picture = picture([1], []);
         picture.up.insert(NodeId(2));
         assert_eq!(next_change(&picture), Some(Change::Add(NodeId(2))));
+    }
+
+    #[test]
+    fn a_leader_that_has_been_taken_out_takes_nobody_in() {
+        let mut picture = picture([1, 2, 3], []);
+        picture.leader = NodeId(4);
+        picture.up.insert(NodeId(4));
+        assert_eq!(next_change(&picture), None);
     }
 
     #[test]
