@@ -88,8 +88,7 @@ impl<M: RemoteMessage> LaneEnd<M> {
         self.report(|_, state, lane| {
             let lane = &mut state.lanes[lane];
             let node = lane.node;
-            let record = lane.asking.remove(&sequence);
-            let Some(mut record) = record else {
+            let Some(mut record) = lane.asking.remove(&sequence) else {
                 return state.account.unwanted(reply(node));
             };
             match reply(node) {

@@ -410,9 +410,12 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn note_deadline(&self, state: &mut State<M>, record: &Record<M>) {
-        let expires = record.expires(self.limits().send_timeout);
-        if state.earliest.is_none_or(|earliest| expires < earliest) {
-            state.earliest = Some(expires);
+        self.note(state, record.expires(self.limits().send_timeout));
+    }
+
+    fn note(&self, state: &mut State<M>, deadline: Instant) {
+        if state.earliest.is_none_or(|earliest| deadline < earliest) {
+            state.earliest = Some(deadline);
             self.sooner.notify_one();
         }
     }
@@ -597,9 +600,6 @@ impl<M: RemoteMessage> State<M> {
 impl<M: RemoteMessage> Timekeeper for Outbox<M> {
     fn moved(&self, deadline: Instant) {
         let mut state = self.state();
-        if state.earliest.is_none_or(|earliest| deadline < earliest) {
-            state.earliest = Some(deadline);
-            self.sooner.notify_one();
-        }
+        self.note(&mut state, deadline);
     }
 }
