@@ -87,6 +87,7 @@
 //!
 //! [actix]: https://docs.rs/actix
 
+mod alarm;
 mod batch;
 mod bridge;
 mod broadcast;

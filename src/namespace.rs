@@ -1,6 +1,9 @@
 //! A typed channel that spans the cluster, as users hold it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use actix::{
     Actor, Addr, AsyncContext, Handler, Message, Recipient, dev::AsyncContextParts,
@@ -80,7 +83,8 @@ pub(crate) struct Core<M: RemoteMessage> {
     pub(crate) label: Arc<str>,
     pub(crate) outbox: Arc<Outbox<M>>,
     pub(crate) channel: Arc<Channel<M>>,
-    pub(crate) mailbox: Addr<Mailbox<M>>,
+    /// Started when it is first asked for.
+    pub(crate) mailbox: OnceLock<Addr<Mailbox<M>>>,
 }
 
 impl<M: RemoteMessage> Clone for Namespace<M> {
@@ -234,7 +238,14 @@ impl<M: RemoteMessage> Namespace<M> {
     /// no other word. A timeout of its own gives up the reply and not the
     /// message, as with any recipient.
     pub fn recipient(&self) -> Recipient<M> {
-        self.core.mailbox.clone().recipient()
+        let Core {
+            outbox, mailbox, ..
+        } = &*self.core;
+        let start = || {
+            let mailbox = Mailbox::new(outbox.clone(), self.handle.stopped());
+            self.handle.start(mailbox)
+        };
+        mailbox.get_or_init(start).clone().recipient()
     }
 
     /// A sink that sends to the namespace.

@@ -42,6 +42,7 @@ use std::{
 
 pub(crate) use self::relay::{Place, Relay, Route};
 use crate::{
+    alarm::Alarm,
     link::{Bounds, BroadcastFeedback, BroadcastInlet, Lane, Link, PeerRoom},
     proto,
 };
@@ -83,9 +84,9 @@ impl Relays {
     }
 
     /// Makes the relay of a namespace.
-    pub(crate) fn open(&self, place: Place) -> Arc<Relay> {
+    pub(crate) fn open(&self, place: Place, alarm: Alarm) -> Arc<Relay> {
         let namespace = place.namespace.clone();
-        let relay = Relay::new(place);
+        let relay = Relay::new(place, alarm);
         self.by_namespace().insert(namespace, relay.clone());
         relay
     }

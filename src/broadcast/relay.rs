@@ -13,10 +13,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     LARGEST, MOST_ARRIVED,
@@ -27,6 +24,7 @@ use super::{
     tree::Addressee,
 };
 use crate::{
+    alarm::Alarm,
     delivery::Timekeeper,
     link::{Lane, Link, PeerRoom},
     proto,
@@ -55,8 +53,6 @@ pub(crate) struct Relay {
     pub(super) place: Place,
     pub(super) this: Weak<Self>,
     state: Mutex<State>,
-    /// What has to be done next has become earlier.
-    sooner: Notify,
 }
 
 pub(super) struct State {
@@ -80,7 +76,8 @@ pub(super) struct State {
     tasks: VecDeque<Task>,
     /// Somebody is at work on the tasks.
     working: bool,
-    pub(super) earliest: Option<Instant>,
+    /// Set to when `expire` has something to do, or before that.
+    pub(super) alarm: Alarm,
     /// When addressees that are out of reach are tried another way.
     pub(super) detour: Option<Instant>,
     pub(super) wakers: Vec<Waker>,
@@ -120,7 +117,7 @@ pub(super) enum Task {
 }
 
 impl Relay {
-    pub(crate) fn new(place: Place) -> Arc<Self> {
+    pub(crate) fn new(place: Place, alarm: Alarm) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             place,
             this: this.clone(),
@@ -137,14 +134,13 @@ impl Relay {
                 own: Outflow::new(),
                 tasks: VecDeque::new(),
                 working: false,
-                earliest: None,
+                alarm,
                 detour: None,
                 wakers: Vec::new(),
                 counts: BroadcastCounts::default(),
                 closed: false,
                 ended: false,
             }),
-            sooner: Notify::new(),
         })
     }
 
@@ -447,10 +443,14 @@ impl Relay {
 
     /// Sees to it that `expire` is called by then.
     pub(super) fn note(&self, state: &mut State, instant: Instant) {
-        if state.earliest.is_none_or(|earliest| instant < earliest) {
-            state.earliest = Some(instant);
-            self.sooner.notify_one();
-        }
+        state.alarm.set(instant, || {
+            let relay = self.this.clone();
+            move |now| {
+                if let Some(relay) = relay.upgrade() {
+                    relay.expire(now);
+                }
+            }
+        });
     }
 
     /// Ends a call: starts what has become possible, and does what has to be
@@ -495,16 +495,6 @@ impl Relay {
         let messages = self.place.window.div_ceil(2);
         let of_this_size = self.place.window_bytes / 2 / size.max(1);
         lossy.then(|| messages.min(of_this_size.max(1)))
-    }
-
-    /// The next instant at which `expire` has something to do.
-    pub(crate) fn earliest(&self) -> Option<Instant> {
-        self.state().earliest
-    }
-
-    /// Resolves when `earliest` has become earlier.
-    pub(crate) async fn sooner(&self) {
-        self.sooner.notified().await;
     }
 }
 

@@ -90,6 +90,7 @@ impl Relay {
         let mut state = self.state();
         state.closed = true;
         state.ended = true;
+        state.alarm.clear();
         let waiting = std::mem::take(&mut state.own.waiting);
         let under_way = state.own.errands();
         let given_up = (waiting.len(), under_way.len());
@@ -117,7 +118,7 @@ impl Relay {
 
     /// Gives up what is past its time, and tries other ways to those that are
     /// out of reach.
-    pub(crate) fn expire(&self, now: Instant) {
+    pub(super) fn expire(&self, now: Instant) {
         let mut guard = self.state();
         let state = &mut *guard;
         self.expire_waiting(state, now);
@@ -164,7 +165,11 @@ impl Relay {
         let errands = state.errands.values().map(|errand| errand.due());
         let inflows = state.inflows.values().map(|inflow| inflow.earliest(now));
         let all = waiting.chain(errands).chain(inflows).chain(state.detour);
-        state.earliest = all.min();
+        let earliest = all.min();
+        state.alarm.clear();
+        if let Some(earliest) = earliest {
+            self.note(state, earliest);
+        }
         self.done(guard);
     }
 

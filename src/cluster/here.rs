@@ -4,6 +4,8 @@ use actix::{Actor, Addr, Context, dev::channel::channel};
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::alarm::Alarm;
+
 /// Starts what has to run where the node runs. It needs no arbiter, only a
 /// `LocalSet`: so a node can run wherever there is one.
 pub(super) struct Here {
@@ -33,6 +35,10 @@ impl Here {
 
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    pub(super) fn alarm(&self) -> Alarm {
+        Alarm::new(self.runtime.clone())
     }
 
     /// Starts an actor. After the node has stopped it gets no messages.

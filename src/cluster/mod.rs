@@ -9,11 +9,11 @@ use std::{
     fmt,
     future::Future,
     ops::Add,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     thread,
 };
 
-use actix::Recipient;
+use actix::{Actor, Addr, Context};
 use actix_rt::System;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +30,7 @@ use crate::{
     error::{NamespaceError, ShutdownError, StartError},
     inbox::Inbox,
     link::Links,
-    mailbox::{self, AnyOutbox, Mailbox, Outbox, Place},
+    mailbox::{AnyOutbox, Outbox, Place},
     message::{RemoteMessage, label},
     namespace::{Core, Namespace},
     raft::{QUORUM_TIMEOUT, Standing},
@@ -105,7 +105,6 @@ struct Entry {
     /// The `Arc<Core<M>>`.
     core: Box<dyn Any + Send>,
     outbox: Arc<dyn AnyOutbox>,
-    mailbox: Recipient<mailbox::Stop>,
 }
 
 impl Builder {
@@ -419,6 +418,12 @@ impl Handle {
         self.node.agreed.clone()
     }
 
+    /// Starts an actor on the node's own thread. After the node has stopped it gets
+    /// no messages.
+    pub(crate) fn start<A: Actor<Context = Context<A>> + Send>(&self, actor: A) -> Addr<A> {
+        self.node.here.start(actor)
+    }
+
     pub(crate) fn stopped(&self) -> CancellationToken {
         self.node.stop.clone()
     }
@@ -466,7 +471,7 @@ impl Node {
         let channel = self
             .inbox
             .open::<M>(name.clone(), label.clone(), settings.window);
-        let relay = self.relays.open(broadcast::Place {
+        let place = broadcast::Place {
             node: self.me.node,
             boot: self.me.boot,
             namespace: name.clone(),
@@ -477,8 +482,9 @@ impl Node {
             window_bytes: settings.limits.window_bytes,
             send_timeout: settings.limits.send_timeout,
             max_message: settings.limits.max_message.min(LARGEST),
-        });
-        let outbox = Outbox::new(Place {
+        };
+        let relay = self.relays.open(place, self.here.alarm());
+        let place = Place {
             node: self.me.node,
             namespace: name.clone(),
             label: label.clone(),
@@ -487,15 +493,14 @@ impl Node {
             local: channel.clone(),
             relay,
             dead_letters: self.dead_letters.clone(),
-        });
-        let capacity = settings.limits.outbox_messages;
-        let mailbox = self.here.start(Mailbox::new(outbox.clone(), capacity));
+        };
+        let outbox = Outbox::new(place, self.here.alarm());
         let core = Arc::new(Core {
             name: name.clone(),
             label: label.clone(),
             outbox: outbox.clone(),
             channel,
-            mailbox: mailbox.clone(),
+            mailbox: OnceLock::new(),
         });
         if namespaces.closed {
             outbox.close();
@@ -511,7 +516,6 @@ impl Node {
                 label,
                 core: Box::new(core.clone()),
                 outbox,
-                mailbox: mailbox.recipient(),
             },
         );
         Ok(core)

@@ -28,7 +28,6 @@ use crate::{
     error::{ShutdownError, StartError},
     inbox::Inbox,
     link::{Links, Room, Target},
-    mailbox,
     proto::peer_server::PeerServer,
     raft::{self, LeaveCluster, RaftActor, Standing, StopRaft, Storage, StoreError},
     server::Server,
@@ -284,9 +283,6 @@ impl Running {
         }
         node.inbox.close();
         node.dead_letters.close();
-        for entry in node.namespaces().by_name.values() {
-            entry.mailbox.do_send(mailbox::Stop);
-        }
         if self.raft.clone().send(StopRaft).await.is_err() {
             warn!(node = %node.me.node, "Raft had stopped before the node");
         }

@@ -1,8 +1,8 @@
 //! The sending side of a namespace on one node.
 //!
 //! The [`Outbox`] holds the messages and decides where they go. The [`Mailbox`]
-//! is its actor, on the node's own arbiter: it keeps the deadlines, and it is
-//! what a plain `Recipient<M>` of the namespace leads to.
+//! is its actor, on the node's own arbiter: what a plain `Recipient<M>` of the
+//! namespace leads to.
 
 mod account;
 mod feedback;
@@ -13,13 +13,13 @@ mod parcel;
 mod rotation;
 mod upkeep;
 
-use std::{future::pending, sync::Arc};
+use std::sync::Arc;
 
 use actix::{
-    Actor, AsyncContext, Context, Handler, Message, WrapFuture,
+    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture,
     dev::{MessageResponse, OneshotSender},
 };
-use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     outbox::{Limits, Outbox, Place},
@@ -30,14 +30,13 @@ use crate::message::RemoteMessage;
 /// Distributes the messages of a namespace that this node sends.
 pub(crate) struct Mailbox<M: RemoteMessage> {
     outbox: Arc<Outbox<M>>,
-    capacity: usize,
+    stop: CancellationToken,
 }
 
 impl<M: RemoteMessage> Mailbox<M> {
-    /// `capacity` is the mailbox's, in messages. It is never full for long: the
-    /// actor passes everything on to the outbox at once.
-    pub(crate) fn new(outbox: Arc<Outbox<M>>, capacity: usize) -> Self {
-        Self { outbox, capacity }
+    /// Runs until `stop`.
+    pub(crate) fn new(outbox: Arc<Outbox<M>>, stop: CancellationToken) -> Self {
+        Self { outbox, stop }
     }
 }
 
@@ -45,36 +44,10 @@ impl<M: RemoteMessage> Actor for Mailbox<M> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(self.capacity);
-        let outbox = self.outbox.clone();
-        let keep_deadlines = async move {
-            let relay = outbox.relay();
-            loop {
-                let (messages, broadcasts) = (outbox.earliest(), relay.earliest());
-                tokio::select! {
-                    () = reached(messages.into_iter().chain(broadcasts).min()) => {}
-                    () = outbox.sooner() => {}
-                    () = relay.sooner() => {}
-                }
-                let now = Instant::now();
-                let is_due = |deadline: &Instant| *deadline <= now;
-                if messages.as_ref().is_some_and(is_due) {
-                    outbox.expire(now);
-                }
-                if broadcasts.as_ref().is_some_and(is_due) {
-                    relay.expire(now);
-                }
-            }
-        };
-        ctx.spawn(keep_deadlines.into_actor(self));
-    }
-}
-
-/// Resolves at a deadline, if there is one.
-async fn reached(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
-        None => pending().await,
+        // Never full for long: everything is passed on to the outbox at once.
+        ctx.set_mailbox_capacity(self.outbox.capacity());
+        let stopped = self.stop.clone().cancelled_owned().into_actor(self);
+        ctx.spawn(stopped.map(|(), _, ctx| ctx.stop()));
     }
 }
 
@@ -109,18 +82,5 @@ impl<M: RemoteMessage> MessageResponse<Mailbox<M>, M> for PassedOn<M> {
                 let _ = waiter.send(reply);
             }
         });
-    }
-}
-
-/// Ends the mailbox with its node.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(crate) struct Stop;
-
-impl<M: RemoteMessage> Handler<Stop> for Mailbox<M> {
-    type Result = ();
-
-    fn handle(&mut self, _: Stop, ctx: &mut Self::Context) {
-        actix::ActorContext::stop(ctx);
     }
 }

@@ -23,7 +23,7 @@ use std::{
 
 use actix::prelude::SendError;
 use bytes::Bytes;
-use tokio::{sync::Notify, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     account::Account,
@@ -33,6 +33,7 @@ use super::{
     rotation,
 };
 use crate::{
+    alarm::Alarm,
     broadcast::Relay,
     dead_letter::DeadLetterOffice,
     delivery::{Delivery, Held, Request, Ticket, Timekeeper, Waiter},
@@ -77,8 +78,6 @@ pub(crate) struct Outbox<M: RemoteMessage> {
     state: Mutex<State<M>>,
     /// The next message will have to be encoded, by all that is known.
     encode_first: AtomicBool,
-    /// The earliest deadline has become an earlier one.
-    sooner: Notify,
 }
 
 pub(super) struct State<M: RemoteMessage> {
@@ -93,8 +92,8 @@ pub(super) struct State<M: RemoteMessage> {
     pub(super) account: Account<M>,
     /// The label of the type that the cluster receives, if it is another one.
     pub(super) other_label: Option<Arc<str>>,
-    /// No deadline passes before this instant.
-    earliest: Option<Instant>,
+    /// Set to the earliest deadline, or before it.
+    pub(super) alarm: Alarm,
     /// Who waits for room, or for all to be handed over or settled.
     wakers: Vec<Waker>,
     /// The node shuts down and takes no new messages.
@@ -102,7 +101,7 @@ pub(super) struct State<M: RemoteMessage> {
 }
 
 impl<M: RemoteMessage> Outbox<M> {
-    pub(crate) fn new(place: Place<M>) -> Arc<Self> {
+    pub(crate) fn new(place: Place<M>, alarm: Alarm) -> Arc<Self> {
         let (node, recipients) = (place.node, place.local.clone());
         let outbox = Arc::new_cyclic(|this: &Weak<Self>| Self {
             place,
@@ -116,12 +115,11 @@ impl<M: RemoteMessage> Outbox<M> {
                 order: 0,
                 account: Account::new(),
                 other_label: None,
-                earliest: None,
+                alarm,
                 wakers: Vec::new(),
                 closed: false,
             }),
             encode_first: AtomicBool::new(false),
-            sooner: Notify::new(),
         });
         let end = LaneEnd::new(outbox.this.clone());
         let local = Lane::new(node, Route::Local, end.clone(), 0);
@@ -136,6 +134,11 @@ impl<M: RemoteMessage> Outbox<M> {
             place: &self.place,
             state: Some(state.expect("no panic while messages are routed")),
         }
+    }
+
+    /// How many messages may wait.
+    pub(super) fn capacity(&self) -> usize {
+        self.limits().outbox_messages
     }
 
     fn limits(&self) -> &Limits {
@@ -414,30 +417,22 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn note(&self, state: &mut State<M>, deadline: Instant) {
-        if state.earliest.is_none_or(|earliest| deadline < earliest) {
-            state.earliest = Some(deadline);
-            self.sooner.notify_one();
-        }
+        state.alarm.set(deadline, || {
+            let outbox = self.this.clone();
+            move |now| {
+                if let Some(outbox) = outbox.upgrade() {
+                    outbox.expire(now);
+                }
+            }
+        });
     }
 
     pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
         DeliveryError::other_type(&self.place.namespace, theirs, &self.place.label)
     }
 
-    // What the mailbox calls.
-
-    /// The next deadline that has to be kept.
-    pub(crate) fn earliest(&self) -> Option<Instant> {
-        self.state().earliest
-    }
-
-    /// Resolves when `earliest` has become earlier.
-    pub(crate) async fn sooner(&self) {
-        self.sooner.notified().await;
-    }
-
     /// Gives up what is past its deadline.
-    pub(crate) fn expire(&self, now: Instant) {
+    fn expire(&self, now: Instant) {
         let default = self.limits().send_timeout;
         let mut guard = self.state();
         let state = &mut *guard;
@@ -493,7 +488,10 @@ impl<M: RemoteMessage> Outbox<M> {
                 kept
             });
         }
-        state.earliest = earliest;
+        state.alarm.clear();
+        if let Some(earliest) = earliest {
+            self.note(state, earliest);
+        }
         self.pump(state);
     }
 }

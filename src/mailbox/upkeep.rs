@@ -102,6 +102,7 @@ impl<M: RemoteMessage> AnyOutbox for Outbox<M> {
     fn abandon(&self) -> (usize, usize) {
         let mut state = self.state();
         state.closed = true;
+        state.alarm.clear();
         let mut waiting = 0;
         while let Some(parcel) = state.pop_waiting() {
             waiting += 1;

@@ -14,6 +14,10 @@ use crate::{
     tasks::Task,
 };
 
+/// So many are registered together. What that takes meanwhile is not theirs, and
+/// not all of it goes back to the system.
+const AT_ONCE: usize = 100;
+
 pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<Figures> {
     let start = |nodes| {
         let crew = Crew::start(subject, case.size, nodes, |_| ());
@@ -43,7 +47,10 @@ pub(super) fn measure(options: &Options, case: &Case, subject: Subject) -> Vec<F
     one.end();
 
     let mut one = start(&[1]);
-    one.ask_all::<IgnoredAny>(|_| Task::RegisterAll(0..count));
+    for first in (0..count).step_by(AT_ONCE) {
+        let numbers = first..count.min(first + AT_ONCE);
+        one.ask_all::<IgnoredAny>(|_| Task::RegisterAll(numbers.clone()));
+    }
     let received = idle(&mut one, "received", count);
     one.end();
 
