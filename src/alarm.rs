@@ -1,5 +1,7 @@
 //! What has to happen at an instant.
 
+use std::sync::Weak;
+
 use tokio::{
     runtime::Handle,
     task::AbortHandle,
@@ -18,20 +20,24 @@ impl Alarm {
         Self { runtime, set: None }
     }
 
-    /// Has it ring at this instant, unless it is set to an earlier one.
-    pub(crate) fn set<F: FnOnce(Instant) + Send + 'static>(
+    /// Has it ring at this instant, unless it is set to an earlier one. Who has gone
+    /// by then hears nothing.
+    pub(crate) fn set<T: Send + Sync + 'static>(
         &mut self,
         at: Instant,
-        ring: impl FnOnce() -> F,
+        whose: &Weak<T>,
+        ring: fn(&T, Instant),
     ) {
         if self.set.as_ref().is_some_and(|(set, _)| *set <= at) {
             return;
         }
         self.clear();
-        let ring = ring();
+        let whose = whose.clone();
         let task = self.runtime.spawn(async move {
             sleep_until(at).await;
-            ring(Instant::now());
+            if let Some(whose) = whose.upgrade() {
+                ring(&whose, Instant::now());
+            }
         });
         self.set = Some((at, task.abort_handle()));
     }
@@ -52,45 +58,64 @@ impl Drop for Alarm {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
-    use tokio::sync::mpsc;
+    use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn it_rings_at_the_earliest_instant_that_it_was_set_to() {
-        let (sender, mut rung) = mpsc::unbounded_channel();
-        let mut alarm = Alarm::new(Handle::current());
-        let begin = Instant::now();
-        for seconds in [3, 2, 4] {
-            let sender = sender.clone();
-            let ring = move |now: Instant| sender.send(now - begin).unwrap();
-            alarm.set(begin + Duration::from_secs(seconds), || ring);
+    struct Bell {
+        made: Instant,
+        rung: UnboundedSender<Duration>,
+    }
+
+    impl Bell {
+        fn new() -> (Arc<Self>, UnboundedReceiver<Duration>) {
+            let (rung, heard) = unbounded_channel();
+            let made = Instant::now();
+            (Arc::new(Self { made, rung }), heard)
         }
-        drop(sender);
-        let rung = [rung.recv().await, rung.recv().await];
-        let millis = rung.map(|after| after.map(|after| after.as_millis() / 10));
-        assert_eq!(millis, [Some(200), None]);
+
+        /// Sets the alarm to so many seconds after the bell was made.
+        fn after(self: &Arc<Self>, alarm: &mut Alarm, seconds: u64) {
+            let at = self.made + Duration::from_secs(seconds);
+            alarm.set(at, &Arc::downgrade(self), |bell, now| {
+                bell.rung.send(now - bell.made).unwrap();
+            });
+        }
+    }
+
+    async fn seconds(heard: &mut UnboundedReceiver<Duration>) -> Option<u64> {
+        Some(heard.recv().await?.as_secs())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_can_be_cleared_and_set_anew_and_is_silent_once_dropped() {
-        let (sender, mut rung) = mpsc::unbounded_channel();
+    async fn it_rings_once_at_the_earliest_instant_that_it_was_set_to() {
         let mut alarm = Alarm::new(Handle::current());
-        let set = |alarm: &mut Alarm, seconds| {
-            let sender = sender.clone();
-            let ring = move |_| sender.send(seconds).unwrap();
-            alarm.set(Instant::now() + Duration::from_secs(seconds), || ring);
-        };
-        set(&mut alarm, 1);
+        let (bell, mut heard) = Bell::new();
+        for seconds in [3, 2, 4] {
+            bell.after(&mut alarm, seconds);
+        }
+        assert_eq!(seconds(&mut heard).await, Some(2));
+        let (other, mut others) = Bell::new();
         alarm.clear();
-        set(&mut alarm, 2);
-        assert_eq!(rung.recv().await, Some(2));
+        other.after(&mut alarm, 9);
+        assert_eq!(seconds(&mut others).await, Some(9));
+        assert!(heard.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cleared_or_dropped_it_is_silent() {
+        let mut alarm = Alarm::new(Handle::current());
+        let (bell, mut heard) = Bell::new();
+        bell.after(&mut alarm, 1);
         alarm.clear();
-        set(&mut alarm, 3);
+        bell.after(&mut alarm, 2);
+        assert_eq!(seconds(&mut heard).await, Some(2));
+        alarm.clear();
+        bell.after(&mut alarm, 3);
         drop(alarm);
-        drop(sender);
-        assert_eq!(rung.recv().await, None);
+        sleep_until(bell.made + Duration::from_secs(4)).await;
+        assert!(heard.is_empty());
     }
 }

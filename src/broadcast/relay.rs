@@ -443,14 +443,7 @@ impl Relay {
 
     /// Sees to it that `expire` is called by then.
     pub(super) fn note(&self, state: &mut State, instant: Instant) {
-        state.alarm.set(instant, || {
-            let relay = self.this.clone();
-            move |now| {
-                if let Some(relay) = relay.upgrade() {
-                    relay.expire(now);
-                }
-            }
-        });
+        state.alarm.set(instant, &self.this, Self::expire);
     }
 
     /// Ends a call: starts what has become possible, and does what has to be

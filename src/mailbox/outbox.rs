@@ -136,11 +136,6 @@ impl<M: RemoteMessage> Outbox<M> {
         }
     }
 
-    /// How many messages may wait.
-    pub(super) fn capacity(&self) -> usize {
-        self.limits().outbox_messages
-    }
-
     fn limits(&self) -> &Limits {
         &self.place.limits
     }
@@ -417,14 +412,7 @@ impl<M: RemoteMessage> Outbox<M> {
     }
 
     fn note(&self, state: &mut State<M>, deadline: Instant) {
-        state.alarm.set(deadline, || {
-            let outbox = self.this.clone();
-            move |now| {
-                if let Some(outbox) = outbox.upgrade() {
-                    outbox.expire(now);
-                }
-            }
-        });
+        state.alarm.set(deadline, &self.this, Self::expire);
     }
 
     pub(super) fn other_type(&self, theirs: &str) -> DeliveryError {
