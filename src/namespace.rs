@@ -241,11 +241,8 @@ impl<M: RemoteMessage> Namespace<M> {
         let Core {
             outbox, mailbox, ..
         } = &*self.core;
-        let start = || {
-            let mailbox = Mailbox::new(outbox.clone(), self.handle.stopped());
-            self.handle.start(mailbox)
-        };
-        mailbox.get_or_init(start).clone().recipient()
+        let mailbox = mailbox.get_or_init(|| self.handle.start_mailbox(outbox));
+        mailbox.clone().recipient()
     }
 
     /// A sink that sends to the namespace.

@@ -99,6 +99,10 @@ pub(crate) struct Receivers {
     pub(crate) nodes: BTreeMap<NodeId, u64>,
 }
 
+/// A node has so many registrations agreed at once, and as many that have ended: an
+/// entry of the log is to be stored and sent in a moment.
+const AT_ONCE: usize = 1000;
+
 /// What has been proposed may be agreed late: of the last so many nodes that went
 /// the view knows their last boots, and takes none back in an earlier one.
 const GONE: usize = 1024;
@@ -245,7 +249,7 @@ impl View {
         (receivers.nodes.get(&node) == Some(&boot)).then_some(&receivers.label)
     }
 
-    /// What has to be agreed for this boot of the node to receive exactly what
+    /// What has to be agreed next for this boot of the node to receive exactly what
     /// is wanted. A namespace that others use with another type is left out:
     /// it waits for them to go.
     pub(crate) fn missing(
@@ -263,6 +267,7 @@ impl View {
                 }
             })
             .map(|(namespace, label)| (namespace.clone(), label.clone()))
+            .take(AT_ONCE)
             .collect();
         let unregister: Vec<_> = self
             .receivers
@@ -271,6 +276,7 @@ impl View {
                 receivers.nodes.contains_key(&node) && !wanted.contains_key(*namespace)
             })
             .map(|(namespace, _)| namespace.clone())
+            .take(AT_ONCE)
             .collect();
         let needed = !register.is_empty() || !unregister.is_empty();
         needed.then_some(Command::Receive {
@@ -375,6 +381,21 @@ mod tests {
             boot: 1,
         });
         assert!(view.missing(NodeId(2), 1, &wanted).is_some());
+    }
+
+    #[test]
+    fn much_that_is_missing_is_agreed_in_parts() {
+        let mut view = view(&[up(1, 1, "a")]);
+        let names = (0..5 * AT_ONCE / 2).map(|number| Arc::from(number.to_string()));
+        let wanted: BTreeMap<_, _> = names.map(|name| (name, "T".into())).collect();
+        for wanted in [wanted, BTreeMap::new()] {
+            let mut parts = 0;
+            while let Some(command) = view.missing(NodeId(1), 1, &wanted) {
+                view.apply(&command);
+                parts += 1;
+            }
+            assert_eq!((parts, view.receivers.len()), (3, wanted.len()));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::*;
-use dchan::{Cluster, DeliveryError, RegisterError, Runtime, prelude::*};
+use dchan::{Cluster, DeliveryError, RegisterError, Runtime, SendError, prelude::*};
 use futures_util::{StreamExt, future::join_all};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
@@ -68,6 +68,31 @@ fn nothing_runs_on_after_a_shutdown() {
         after.0 <= before.0 && after.1 <= before.1,
         "{before:?} became {after:?}"
     );
+}
+
+#[actix::test]
+async fn a_shutdown_may_wait_for_as_long_as_it_takes() {
+    let there = builder().start().await.unwrap();
+    let mut receiver = there.namespace::<Event>("events").receiver(1);
+    receiver.ready().await.unwrap();
+    let node = builder()
+        .peers([there.address()])
+        .drain_timeout(Duration::MAX);
+    let node = node.start().await.unwrap();
+    let events = node.namespace::<Event>("events");
+    let delivery = events.deliver(Event(1));
+    let shutdown = actix_rt::spawn(node.clone().shutdown());
+    until("it takes nothing more", || {
+        matches!(events.try_send(Event(2)), Err(SendError::Closed(_)))
+    })
+    .await;
+    // All that it has taken in is waited for.
+    let reading = actix_rt::spawn(async move { while receiver.next().await.is_some() {} });
+    delivery.await.unwrap();
+    shutdown.await.unwrap().unwrap();
+    reading.abort();
+    let _ = reading.await;
+    shut_down(vec![there]).await;
 }
 
 #[actix::test]

@@ -174,7 +174,7 @@ async fn peers_can_be_host_names() {
 }
 
 /// TCP with a name that stands for several addresses, of which a connection takes
-/// the first that answers.
+/// the first that answers, and with names for an address and the other loopback one.
 #[derive(Clone, Debug, Default)]
 struct Named(Arc<Mutex<Vec<String>>>);
 
@@ -190,9 +190,10 @@ impl Named {
     }
 
     fn addresses(&self, name: &str) -> Vec<String> {
-        match name {
-            Self::NAME => self.locked().clone(),
-            address => vec![address.to_owned()],
+        match (name, name.split_once(".test:")) {
+            (Self::NAME, _) => self.locked().clone(),
+            (_, Some((host, port))) => vec![format!("[::1]:{port}"), format!("{host}:{port}")],
+            (address, None) => vec![address.to_owned()],
         }
     }
 }
@@ -253,6 +254,48 @@ async fn a_node_comes_back_though_all_have_moved_by_a_name_that_it_has_itself() 
     let node = second().await.unwrap();
     until("it is back", || other.status().nodes.len() == 2).await;
     shut_down(vec![node, other]).await;
+}
+
+#[actix::test]
+async fn nodes_whose_names_stand_for_both_loopback_addresses_form_a_cluster() {
+    trace();
+    let addresses = [free_address(), free_address()];
+    let names = addresses
+        .each_ref()
+        .map(|address| address.replace(':', ".test:"));
+    let starts = addresses.iter().map(|address| {
+        Cluster::builder(address)
+            .join_timeout(PATIENCE)
+            .transport(Named::default())
+            .peers(&names)
+            .start()
+    });
+    let nodes: Vec<Cluster> = join_all(starts)
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    until_one_cluster(&nodes, 1).await;
+    shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_peer_of_another_cluster_keeps_no_node_from_its_own() {
+    let (its, owns) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let own = builder().data_dir(owns.path()).start().await.unwrap();
+    let node = builder().data_dir(its.path()).peers([own.address()]);
+    shut_down(vec![node.start().await.unwrap(), own]).await;
+    // Its own cluster is somewhere else now, and another one is asked first.
+    let mut addresses = [free_address(), free_address()];
+    addresses.sort();
+    let other = Cluster::builder(&addresses[0]).cluster_id("theirs");
+    let own = Cluster::builder(&addresses[1]).data_dir(owns.path());
+    let (other, own) = (other.start().await.unwrap(), own.start().await.unwrap());
+
+    let node = builder().data_dir(its.path()).peers(&addresses);
+    let node = node.start().await.unwrap();
+    until("it is back", || own.status().nodes.len() == 2).await;
+    shut_down(vec![node, own, other]).await;
 }
 
 #[actix::test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use common::*;
-use dchan::{DeliveryError, prelude::*};
+use dchan::{DeliveryError, Runtime, prelude::*};
 use futures_util::{FutureExt, SinkExt, StreamExt, future::poll_fn};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -394,6 +394,32 @@ async fn a_message_may_send_another_one_when_it_is_dropped() {
     shut_down(vec![node]).await;
 }
 
+#[actix::test]
+async fn a_message_may_ask_its_node_when_it_is_dropped_for_its_type_is_another_one() {
+    let node = builder().window(1).start().await.unwrap();
+    let other = builder().peers([node.address()]).start().await.unwrap();
+    let partings = node.namespace::<Parting>("partings");
+    let receiver = partings.receiver(1);
+    receiver.ready().await.unwrap();
+    partings.do_send(Parting::default());
+    // It waits as it is, for a recipient of this node.
+    let asked = node.clone();
+    let asks = move || assert_eq!(asked.status().nodes.len(), 2);
+    let refused = partings.deliver(Parting {
+        last: Some(Box::new(asks)),
+    });
+    receiver.close().await.unwrap();
+    let events = other.namespace::<Event>("partings").receiver(1);
+    events.ready().await.unwrap();
+    let refused = refused.await;
+    assert!(
+        matches!(refused, Err(DeliveryError::Rejected { .. })),
+        "{refused:?}"
+    );
+    drop((events, partings));
+    shut_down(vec![node, other]).await;
+}
+
 /// Is answered with something that sends when it is dropped.
 #[derive(Message, Serialize, Deserialize)]
 #[rtype(result = "Result<Parting, String>")]
@@ -456,6 +482,20 @@ async fn a_plain_recipient_sends_to_the_namespace() {
     assert_eq!(recipient.send(Number(7)).await, Ok(14));
     assert_eq!(received(&seen), [4, 5, 6, 7]);
     shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_plain_recipient_has_the_room_of_the_outbox_from_the_start() {
+    let node = builder().runtime(Runtime::CurrentArbiter).start();
+    let node = node.await.unwrap();
+    let numbers = node.namespace::<Number>("numbers");
+    let recipient = numbers.recipient();
+    for number in 0..1_000 {
+        recipient.try_send(Number(number)).unwrap();
+    }
+    let (_recorder, seen) = Recorder::start_on(&node, "numbers").await;
+    until("all have arrived", || received(&seen).len() == 1_000).await;
+    shut_down(vec![node]).await;
 }
 
 #[actix::test]

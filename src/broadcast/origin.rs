@@ -144,19 +144,25 @@ impl Relay {
     ) {
         let mut state = self.state();
         state.counts.sent += 1;
-        self.fail(&mut state, waiter, error);
+        state.fail(waiter, error);
+        self.done(state);
     }
 
-    /// Counts and tells that a broadcast was not sent.
-    pub(super) fn fail(
+    /// Tells what became of a broadcast.
+    pub(super) fn tell(
         &self,
-        state: &mut State,
         waiter: oneshot::Sender<Result<Reached, DeliveryError>>,
-        error: DeliveryError,
+        outcome: Result<Reached, DeliveryError>,
     ) {
-        state.counts.failed += 1;
-        debug!(node = %self.place.node, namespace = %self.place.namespace, %error, "a broadcast failed");
-        let _ = waiter.send(Err(error));
+        let (node, namespace) = (self.place.node, &self.place.namespace);
+        match &outcome {
+            Err(error) => debug!(%node, %namespace, %error, "a broadcast failed"),
+            Ok(reached) if reached.confirmed < reached.receivers => {
+                debug!(%node, %namespace, ?reached, "a broadcast did not reach all");
+            }
+            Ok(_) => {}
+        }
+        let _ = waiter.send(outcome);
     }
 
     fn has_to_be_encoded(&self) -> bool {
@@ -194,7 +200,7 @@ impl Relay {
         state.counts.sent += 1;
         if let Some(error) = refusal {
             state.add(Task::Drop(unsent.hand_over));
-            self.fail(&mut state, unsent.waiter, error);
+            state.fail(unsent.waiter, error);
         } else {
             self.note(&mut state, unsent.deadline.at());
             state.own.waiting.push_back(unsent);
@@ -233,7 +239,7 @@ impl Relay {
         let Some(receivers) = state.receivers.clone() else {
             state.counts.settled += 1;
             state.add(Task::Drop(hand_over));
-            let _ = waiter.send(Ok(Reached::default()));
+            state.add(Task::Tell(waiter, Ok(Reached::default())));
             return;
         };
         let own = &mut state.own;
@@ -325,10 +331,7 @@ impl Relay {
         counts.missed += errand.tally.missed;
         let rest = receivers.saturating_sub(reached.confirmed + reached.missed);
         counts.unconfirmed += rest as u64;
-        if reached.confirmed < receivers {
-            debug!(node = %self.place.node, namespace = %self.place.namespace, ?reached, "a broadcast did not reach all");
-        }
-        let _ = waiter.send(Ok(reached));
+        state.add(Task::Tell(waiter, Ok(reached)));
     }
 
     /// Gives up what has waited for longer than it may.
@@ -345,8 +348,20 @@ impl Relay {
                 maybe_delivered: false,
             };
             state.add(Task::Drop(unsent.hand_over));
-            self.fail(state, unsent.waiter, error);
+            state.fail(unsent.waiter, error);
         }
+    }
+}
+
+impl State {
+    /// Counts that a broadcast was not sent.
+    pub(super) fn fail(
+        &mut self,
+        waiter: oneshot::Sender<Result<Reached, DeliveryError>>,
+        error: DeliveryError,
+    ) {
+        self.counts.failed += 1;
+        self.add(Task::Tell(waiter, Err(error)));
     }
 }
 

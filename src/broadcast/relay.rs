@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 use super::{
     LARGEST, MOST_ARRIVED,
@@ -25,7 +28,8 @@ use super::{
 };
 use crate::{
     alarm::Alarm,
-    delivery::Timekeeper,
+    delivery::{Reached, Timekeeper},
+    error::DeliveryError,
     link::{Lane, Link, PeerRoom},
     proto,
     status::BroadcastCounts,
@@ -114,6 +118,11 @@ pub(super) enum Task {
     Retract(Vec<Arc<Hearing>>),
     /// It may hold a user's messages.
     Drop(HandOver),
+    /// Tells the sender, and who listens to traces.
+    Tell(
+        oneshot::Sender<Result<Reached, DeliveryError>>,
+        Result<Reached, DeliveryError>,
+    ),
 }
 
 impl Relay {
@@ -459,9 +468,10 @@ impl Relay {
         {
             state.working = true;
             drop(state);
+            let at_work = AtWork(self);
             self.work(task);
+            drop(at_work);
             state = self.state();
-            state.working = false;
         }
     }
 
@@ -478,6 +488,7 @@ impl Relay {
                 drop(over);
             }
             Task::Drop(copies) => drop(copies),
+            Task::Tell(waiter, outcome) => self.tell(waiter, outcome),
         }
     }
 
@@ -536,6 +547,15 @@ impl State {
         for id in over {
             self.end(id);
         }
+    }
+}
+
+/// Somebody is at work until this is dropped, be it by a panic of a user's code.
+struct AtWork<'a>(&'a Relay);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.state().working = false;
     }
 }
 

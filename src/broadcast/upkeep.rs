@@ -23,7 +23,7 @@ impl Relay {
         if let Some(error) = self.other_type(&state) {
             while let Some(unsent) = state.own.waiting.pop_front() {
                 state.add(Task::Drop(unsent.hand_over));
-                self.fail(&mut state, unsent.waiter, error.clone());
+                state.fail(unsent.waiter, error.clone());
             }
         }
         let routes = state.routes.clone();
@@ -78,7 +78,9 @@ impl Relay {
             if own.waiting.is_empty() && own.under_way.is_empty() && state.errands.is_empty() {
                 return Poll::Ready(());
             }
-            state.wakers.push(cx.waker().clone());
+            if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.wakers.push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -96,7 +98,7 @@ impl Relay {
         let given_up = (waiting.len(), under_way.len());
         for unsent in waiting {
             state.add(Task::Drop(unsent.hand_over));
-            self.fail(&mut state, unsent.waiter, DeliveryError::Closed);
+            state.fail(unsent.waiter, DeliveryError::Closed);
         }
         for id in under_way {
             self.conclude(&mut state, id);

@@ -13,9 +13,6 @@ pub(super) struct Here {
     starts: mpsc::UnboundedSender<Start>,
 }
 
-/// The room in an actor's mailbox until it sets its own, as in actix.
-const MAILBOX: usize = 16;
-
 type Start = Box<dyn FnOnce() + Send>;
 
 impl Here {
@@ -41,9 +38,13 @@ impl Here {
         Alarm::new(self.runtime.clone())
     }
 
-    /// Starts an actor. After the node has stopped it gets no messages.
-    pub(super) fn start<A: Actor<Context = Context<A>> + Send>(&self, actor: A) -> Addr<A> {
-        let (sender, receiver) = channel(MAILBOX);
+    /// Starts an actor, in whose mailbox there is room for so many messages at
+    /// once. After the node has stopped it gets none.
+    pub(super) fn start<A>(&self, actor: A, capacity: usize) -> Addr<A>
+    where
+        A: Actor<Context = Context<A>> + Send,
+    {
+        let (sender, receiver) = channel(capacity);
         let start = move || {
             let context = Context::with_receiver(receiver);
             actix_rt::spawn(context.into_future(actor));

@@ -6,6 +6,7 @@ mod node;
 use std::{
     any::{Any, type_name},
     collections::HashMap,
+    convert::Infallible,
     fmt,
     future::Future,
     ops::Add,
@@ -13,7 +14,7 @@ use std::{
     thread,
 };
 
-use actix::{Actor, Addr, Context};
+use actix::Addr;
 use actix_rt::System;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +31,7 @@ use crate::{
     error::{NamespaceError, ShutdownError, StartError},
     inbox::Inbox,
     link::Links,
-    mailbox::{AnyOutbox, Outbox, Place},
+    mailbox::{AnyOutbox, Mailbox, Outbox, Place},
     message::{RemoteMessage, label},
     namespace::{Core, Namespace},
     raft::{QUORUM_TIMEOUT, Standing},
@@ -64,8 +65,12 @@ pub(crate) struct Handle {
     node: Arc<Node>,
     commands: mpsc::UnboundedSender<Shutdown>,
     /// Where the node has its own.
-    thread: Mutex<Option<thread::JoinHandle<()>>>,
+    thread: Mutex<Option<Ended>>,
 }
+
+/// Resolves when the thread of a node ends. It is not joined, for that would block
+/// the caller's.
+type Ended = oneshot::Receiver<Infallible>;
 
 /// A request to stop. Answered when the node has stopped.
 struct Shutdown {
@@ -333,10 +338,9 @@ impl Cluster {
             // Somebody else has stopped it.
             Err(_) => Ok(()),
         };
-        let thread = self.handle.thread();
-        if let Some(thread) = thread {
-            // It has nothing left to do but to end.
-            let _ = thread.join();
+        if let Some(ended) = self.handle.thread() {
+            // Nothing is ever sent: it ends with the thread.
+            let _ = ended.await;
         }
         result
     }
@@ -349,9 +353,11 @@ impl Cluster {
         match settings.runtime {
             Runtime::OwnThread => {
                 let (started, start) = oneshot::channel();
-                let thread = thread::Builder::new()
+                let (running, ended) = oneshot::channel();
+                thread::Builder::new()
                     .name("dchan".to_owned())
                     .spawn(move || {
+                        let _running = running;
                         System::new().block_on(async {
                             match node::start(settings, serve).await {
                                 Err(error) => drop(started.send(Err(error))),
@@ -365,9 +371,9 @@ impl Cluster {
                     })
                     .map_err(StartError::Thread)?;
                 match start.await {
-                    Ok(Ok(parts)) => Ok(Self::of(parts, Some(thread))),
+                    Ok(Ok(parts)) => Ok(Self::of(parts, Some(ended))),
                     Ok(Err(error)) => {
-                        let _ = thread.join();
+                        let _ = ended.await;
                         Err(error)
                     }
                     Err(_) => Err(StartError::Thread(std::io::Error::other(
@@ -387,7 +393,7 @@ impl Cluster {
         }
     }
 
-    fn of(parts: node::Parts, thread: Option<thread::JoinHandle<()>>) -> (Self, Routes) {
+    fn of(parts: node::Parts, thread: Option<Ended>) -> (Self, Routes) {
         let handle = Arc::new(Handle {
             node: parts.node,
             commands: parts.commands,
@@ -398,7 +404,7 @@ impl Cluster {
 }
 
 impl Handle {
-    fn thread(&self) -> Option<thread::JoinHandle<()>> {
+    fn thread(&self) -> Option<Ended> {
         let mut thread = self
             .thread
             .lock()
@@ -418,10 +424,16 @@ impl Handle {
         self.node.agreed.clone()
     }
 
-    /// Starts an actor on the node's own thread. After the node has stopped it gets
-    /// no messages.
-    pub(crate) fn start<A: Actor<Context = Context<A>> + Send>(&self, actor: A) -> Addr<A> {
-        self.node.here.start(actor)
+    /// Starts the actor of a namespace on the node's own thread.
+    pub(crate) fn start_mailbox<M: RemoteMessage>(
+        &self,
+        outbox: &Arc<Outbox<M>>,
+    ) -> Addr<Mailbox<M>> {
+        let mailbox = Mailbox::new(outbox.clone(), self.node.stop.clone());
+        // Never full for long: everything is passed on to the outbox at once.
+        let most = u32::MAX as usize;
+        let capacity = self.node.settings.limits.outbox_messages.min(most);
+        self.node.here.start(mailbox, capacity)
     }
 
     pub(crate) fn stopped(&self) -> CancellationToken {

@@ -25,6 +25,7 @@ use crate::{
     builder::{Data, Settings, config},
     connections::{Connections, MAX_FRAME, serve},
     dead_letter::DeadLetterOffice,
+    delivery::far,
     error::{ShutdownError, StartError},
     inbox::Inbox,
     link::{Links, Room, Target},
@@ -229,7 +230,7 @@ impl Running {
     async fn leave(&self) -> Result<(), ShutdownError> {
         let node = &self.node;
         let begun = Instant::now();
-        let deadline = begun + node.settings.drain_timeout;
+        let deadline = far(begun, node.settings.drain_timeout);
         let outboxes = node.close_outboxes();
         let view = node.agreed.borrow().clone();
         for outbox in &outboxes {
@@ -315,9 +316,10 @@ impl Drop for Running {
 }
 
 impl Node {
-    /// Tells the links and the outboxes of a new view. The namespaces are held all
-    /// the while, so that one which is opened meanwhile makes no link by the
-    /// earlier view that is not told of this one.
+    /// Tells the links and the outboxes of a new view. The links while the namespaces
+    /// are held, so that one which is opened meanwhile makes no link by the earlier
+    /// view that is not told of this one; the outboxes when they are not, for what
+    /// these drop is a user's.
     fn follow(&self, before: &View, view: &View) {
         let namespaces = self.namespaces();
         self.links.follow(|peer: NodeId| {
@@ -327,16 +329,22 @@ impl Node {
                 boot: member.boot,
             })
         });
-        for (name, entry) in &namespaces.by_name {
+        let has_changed = |name: &Arc<str>| {
             let (old, new) = (before.receivers.get(name), view.receivers.get(name));
-            let same = match (old, new) {
-                (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-                (None, None) => true,
-                _ => false,
-            };
-            if !same {
-                entry.outbox.follow(view);
+            match (old, new) {
+                (Some(old), Some(new)) => !Arc::ptr_eq(old, new),
+                (None, None) => false,
+                _ => true,
             }
+        };
+        let of_changed = namespaces
+            .by_name
+            .iter()
+            .filter(|(name, _)| has_changed(name));
+        let outboxes: Vec<_> = of_changed.map(|(_, entry)| entry.outbox.clone()).collect();
+        drop(namespaces);
+        for outbox in outboxes {
+            outbox.follow(view);
         }
     }
 }

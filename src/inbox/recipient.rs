@@ -6,10 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use actix::{
-    Actor, ActorContext, ActorFuture, ActorState, AsyncContext, Handler, Recipient,
-    dev::MessageResponse,
-};
+use actix::{Actor, ActorFuture, AsyncContext, Handler, Recipient, dev::MessageResponse};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -64,12 +61,10 @@ where
             };
             left -= hand.len();
             loop {
-                // The context polls again once what it waits for is done.
+                // The context polls again once what it waits for is done, and not
+                // while it stops.
                 if ctx.waiting() {
                     return Poll::Pending;
-                }
-                if ctx.state() == ActorState::Stopping {
-                    return Poll::Ready(());
                 }
                 let Some((message, reply_to)) = hand.accept() else {
                     break;

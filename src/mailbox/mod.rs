@@ -44,8 +44,6 @@ impl<M: RemoteMessage> Actor for Mailbox<M> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        // Never full for long: everything is passed on to the outbox at once.
-        ctx.set_mailbox_capacity(self.outbox.place.limits.outbox_messages);
         let stopped = self.stop.clone().cancelled_owned().into_actor(self);
         ctx.spawn(stopped.map(|(), _, ctx| ctx.stop()));
     }

@@ -63,6 +63,18 @@ impl Clocks {
             })
             .collect()
     }
+
+    /// Which of them have answered since the clocks were started, and not too long
+    /// ago.
+    pub(super) fn heard(&self, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<NodeId> {
+        let state = self.state();
+        nodes
+            .filter(|node| {
+                let answered = state.answered.get(node);
+                answered.is_some_and(|answered| answered.elapsed() < EVICT_AFTER)
+            })
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -73,11 +85,14 @@ mod tests {
     async fn a_node_is_silent_ten_seconds_after_its_last_answer() {
         let clocks = Clocks::new();
         let silent = || clocks.silent([NodeId(1), NodeId(2)].into_iter());
+        let heard = || clocks.heard([NodeId(1), NodeId(2)].into_iter());
         tokio::time::advance(EVICT_AFTER / 2).await;
         clocks.answered(NodeId(1));
         tokio::time::advance(EVICT_AFTER / 2).await;
         assert_eq!(silent(), BTreeSet::from([NodeId(2)]));
+        assert_eq!(heard(), BTreeSet::from([NodeId(1)]));
         clocks.restart();
         assert_eq!(silent(), BTreeSet::new());
+        assert_eq!(heard(), BTreeSet::new());
     }
 }

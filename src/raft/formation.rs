@@ -14,6 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -238,9 +239,19 @@ impl Formation {
                 round.silent.push(name.clone());
                 continue;
             }
+            // Of those on this machine one that answers stands for all: `localhost` is
+            // often two addresses, of which a node listens at one.
+            let here = |peer: &str| {
+                peer.parse()
+                    .is_ok_and(|at: SocketAddr| at.ip().is_loopback())
+            };
+            let is_here = answers
+                .iter()
+                .any(|(peer, answer)| answer.is_some() && here(peer));
             let mut own = true;
             for (peer, answer) in answers {
                 match answer {
+                    None if is_here && here(&peer) => continue,
                     Some(reply) if reply.node == self.me.node.get() => {
                         self.state().own.insert(peer);
                         continue;

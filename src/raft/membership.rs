@@ -118,14 +118,20 @@ impl RaftActor {
         let replicated = metrics.replication.iter().flatten();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         let up: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
+        let configs = membership.get_joint_config();
+        let clocks = &self.network.clocks;
+        let mut heard = clocks.heard(voters.iter().copied());
+        heard.insert(metrics.id);
         Picture {
             leader: metrics.id,
+            begun: configs.last().filter(|_| configs.len() > 1).cloned(),
             learners: membership.learner_ids().collect(),
             caught_up: replicated
                 .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
                 .map(|(node, _)| *node)
                 .collect(),
-            silent: self.network.clocks.silent(up.union(&voters).copied()),
+            silent: clocks.silent(up.union(&voters).copied()),
+            heard,
             voters,
             up,
             cap: self.max_voters,

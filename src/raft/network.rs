@@ -109,10 +109,13 @@ impl Connection {
             without_quorum: self.network.without_quorum.load(Ordering::Relaxed),
         };
         let reply = within(option.hard_ttl(), peer.raft(request)).await?;
-        self.network.clocks.answered(self.target);
         let result: Result<Response, RaftError<NodeId, E>> =
             rmp_serde::from_slice(&reply.into_inner().body)
                 .map_err(|error| NetworkError::new(&error))?;
+        // Where Raft has stopped, the node is as good as gone.
+        if !matches!(result, Err(RaftError::Fatal(_))) {
+            self.network.clocks.answered(self.target);
+        }
         result.map_err(|error| RemoteError::new(self.target, error).into())
     }
 

@@ -9,6 +9,9 @@ use crate::view::NodeId;
 pub(crate) struct Picture {
     pub(crate) leader: NodeId,
     pub(crate) voters: BTreeSet<NodeId>,
+    /// Who is to vote, by a change that was begun and not finished. Until it is,
+    /// nothing is agreed without majorities of the old voters and of the new.
+    pub(crate) begun: Option<BTreeSet<NodeId>>,
     pub(crate) learners: BTreeSet<NodeId>,
     /// Nodes that are up in the view.
     pub(crate) up: BTreeSet<NodeId>,
@@ -16,6 +19,8 @@ pub(crate) struct Picture {
     pub(crate) caught_up: BTreeSet<NodeId>,
     /// Nodes that have not answered the leader for too long.
     pub(crate) silent: BTreeSet<NodeId>,
+    /// Nodes that have answered this leader, and not too long ago.
+    pub(crate) heard: BTreeSet<NodeId>,
     /// The most voters there may be.
     pub(crate) cap: usize,
 }
@@ -40,7 +45,8 @@ pub(crate) enum Change {
 /// more failures and needs one more vote. Whoever votes keeps its vote while it
 /// is up; a voter that is gone keeps it until one that takes its place has
 /// caught up. One that is silent may be back with its log, and that log may be
-/// needed: it loses its vote only if a majority of the voters stay.
+/// needed: it loses its vote only if a majority of the voters stay. A change that was
+/// cut off, with the leader say that made it, is finished before anything else.
 pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
     let Picture {
         voters, learners, ..
@@ -49,6 +55,9 @@ pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
     if !is_member(&picture.leader) {
         // It has been taken out, and leads no more: the next one takes it in again.
         return None;
+    }
+    if let Some(voters) = &picture.begun {
+        return Some(Change::SetVoters(voters.clone()));
     }
     let mut silent = picture.up.intersection(&picture.silent);
     if let Some(node) = silent.find(|node| **node != picture.leader) {
@@ -97,7 +106,7 @@ fn due_voters(picture: &Picture) -> BTreeSet<NodeId> {
 fn may_shrink(picture: &Picture, due: &BTreeSet<NodeId>) -> bool {
     let mut lost = picture.voters.difference(due);
     let stay = picture.voters.intersection(due).count();
-    2 * stay > picture.voters.len() || !lost.any(|node| picture.silent.contains(node))
+    2 * stay > picture.voters.len() || lost.all(|node| picture.heard.contains(node))
 }
 
 /// Who votes in a cluster that is being formed: its founder, and others up to
@@ -136,8 +145,10 @@ mod tests {
         Picture {
             leader: *voters.first().unwrap(),
             up: voters.union(&learners).copied().collect(),
+            heard: voters.union(&learners).copied().collect(),
             caught_up: learners.clone(),
             voters,
+            begun: None,
             learners,
             silent: BTreeSet::new(),
             cap: 5,
@@ -197,6 +208,7 @@ mod tests {
 
     fn silent(mut picture: Picture, silent: &[u64]) -> Picture {
         picture.silent = nodes(silent.iter().copied());
+        picture.heard = &picture.heard - &picture.silent;
         picture
     }
 
@@ -240,6 +252,24 @@ mod tests {
     fn a_dead_voter_is_not_dropped_if_that_drops_a_majority() {
         let picture = evicted(silent(picture([1, 2, 3], []), &[3]));
         assert_eq!(next_change(&picture), None);
+    }
+
+    #[test]
+    fn a_new_leader_drops_no_voter_that_it_has_not_heard_and_that_others_may_need() {
+        let mut picture = picture([1, 2, 3], []);
+        picture.up.remove(&NodeId(3));
+        picture.heard.remove(&NodeId(3));
+        assert_eq!(next_change(&picture), None);
+        picture.heard.insert(NodeId(3));
+        assert_eq!(next_change(&picture), Some(Change::SetVoters(nodes([1]))));
+    }
+
+    #[test]
+    fn a_change_of_the_voters_that_was_begun_is_finished_first() {
+        let mut picture = silent(picture([1, 2, 3], [4]), &[2]);
+        picture.begun = Some(nodes([1, 2, 3]));
+        let finished = Some(Change::SetVoters(nodes([1, 2, 3])));
+        assert_eq!(next_change(&picture), finished);
     }
 
     #[test]

@@ -28,6 +28,10 @@ impl RaftActor {
         if self.leaving {
             return self.left.is_some().then_some(LEAVE);
         }
+        if self.failed {
+            // It would not hear what is agreed.
+            return None;
+        }
         let up = view.nodes.get(&node);
         let is_up = up.is_some_and(|up| up.boot == boot && up.address == self.me.address);
         if !is_up || self.may_be_evicted() {
@@ -87,6 +91,9 @@ impl RaftActor {
             match reply.outcome() {
                 Outcome::Done => {
                     actor.retry = None;
+                    actor
+                        .standing
+                        .send_if_modified(|standing| standing.refused.take().is_some());
                     if change == LEAVE {
                         actor.left = None;
                     } else {

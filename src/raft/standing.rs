@@ -131,8 +131,9 @@ impl RaftActor {
     pub(super) fn heard(&self, metrics: &Metrics) -> Option<Instant> {
         let acknowledged = metrics.millis_since_quorum_ack.map(Duration::from_millis);
         match acknowledged {
-            Some(ago) => Instant::now().checked_sub(ago),
-            None => *self.heard_leader.borrow(),
+            // Once Raft has stopped, this does not grow any more.
+            Some(ago) if metrics.running_state.is_ok() => Instant::now().checked_sub(ago),
+            _ => *self.heard_leader.borrow(),
         }
     }
 }

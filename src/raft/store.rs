@@ -8,7 +8,11 @@
 //! is one transaction, committed with a sync before it is acknowledged; only
 //! the committed index, which Raft can find again, rides on the next one.
 
-use std::{fs, io, ops::RangeBounds, sync::Arc};
+use std::{
+    fs, io,
+    ops::{Range, RangeBounds},
+    sync::Arc,
+};
 
 use openraft::{
     AnyError, ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogId, RaftLogReader,
@@ -37,6 +41,10 @@ const SNAPSHOT: &str = "snapshot";
 
 /// What this version writes. An older version refuses a newer format.
 const FORMAT_VERSION: u32 = 1;
+
+/// What a follower is sent at a time, in bytes: it has a heartbeat's time to take it
+/// and store it, and is sent the same again if it does not.
+const SENT_BYTES: usize = 256 << 10;
 
 /// redb's page cache. The log is short and read mostly at its end.
 const CACHE_BYTES: usize = 4 << 20;
@@ -189,6 +197,22 @@ impl Store {
             .collect()
     }
 
+    /// The first entries of a range, in up to so many bytes, but one at least.
+    fn first_entries(&self, range: Range<u64>, most: usize) -> Result<Vec<Entry>, StoreError> {
+        let log = self.database.begin_read()?.open_table(LOG)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for row in log.range(range)? {
+            let (index, entry) = row?;
+            let entry = entry.value();
+            bytes += entry.len();
+            if bytes > most && !entries.is_empty() {
+                break;
+            }
+            entries.push(decode(&format!("log entry {}", index.value()), entry)?);
+        }
+        Ok(entries)
+    }
+
     fn last_entry(&self) -> Result<Option<Entry>, StoreError> {
         let log = self.database.begin_read()?.open_table(LOG)?;
         let last = log.last()?;
@@ -324,6 +348,16 @@ impl RaftLogReader<TypeConfig> for Store {
         self.entries(range)
             .map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
     }
+
+    /// What is sent to a follower at a time.
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.first_entries(start..end, SENT_BYTES)
+            .map_err(failed(ErrorSubject::Logs, ErrorVerb::Read))
+    }
 }
 
 impl RaftLogStorage<TypeConfig> for Store {
@@ -430,12 +464,13 @@ impl RaftLogStorage<TypeConfig> for Store {
 #[cfg(test)]
 mod tests {
     use openraft::{
-        CommittedLeaderId,
+        CommittedLeaderId, EntryPayload,
         testing::{StoreBuilder, Suite},
     };
     use tempfile::TempDir;
 
     use super::{super::state_machine::StateMachine, *};
+    use crate::view::Command;
 
     fn in_directory(dir: &TempDir) -> Data {
         Data::Directory(dir.path().to_owned())
@@ -489,6 +524,29 @@ mod tests {
             Store::open(in_directory(&dir)).await,
             Err(StoreError::InUse)
         ));
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_at_a_time_is_bounded_and_is_never_nothing() {
+        let (store, _) = Store::open(Data::Memory).await.unwrap();
+        let transaction = store.database.begin_write().unwrap();
+        for index in 1..5 {
+            let command = Command::NodeUp {
+                node: NodeId(index),
+                boot: 1,
+                address: "x".repeat(1000).into(),
+            };
+            let entry = Entry {
+                log_id: LogId::new(CommittedLeaderId::new(1, NodeId(1)), index),
+                payload: EntryPayload::Normal(command),
+            };
+            let entry = rmp_serde::to_vec_named(&entry).unwrap();
+            let mut log = transaction.open_table(LOG).unwrap();
+            log.insert(index, &entry[..]).unwrap();
+        }
+        transaction.commit().unwrap();
+        let count = |most| store.first_entries(1..5, most).unwrap().len();
+        assert_eq!([0, 2500, 9999].map(count), [1, 2, 4]);
     }
 
     #[tokio::test]

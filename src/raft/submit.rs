@@ -61,16 +61,30 @@ impl Submitter {
     /// answers, if this node does not know who leads, or only who once did.
     pub(super) async fn submit(self, request: SubmitRequest) -> SubmitReply {
         let answer = self.pass_on(request.clone()).await;
-        if answer.outcome() != Outcome::NoLeader {
-            return answer;
-        }
+        let (mut no_leader, mut stranger) = match answer.outcome() {
+            Outcome::NoLeader => (Some(answer), None),
+            Outcome::WrongCluster => (None, Some(answer)),
+            _ => return answer,
+        };
+        let mut belongs = false;
         for contact in self.all_contacts().await {
-            let answer = self.ask(&contact, request.clone(), CONTACT_TIMEOUT).await;
-            if answer.outcome() != Outcome::NoLeader {
-                return answer;
+            let Ok(answer) = self.ask(&contact, request.clone(), CONTACT_TIMEOUT).await else {
+                continue;
+            };
+            match answer.outcome() {
+                Outcome::NoLeader => {
+                    belongs = true;
+                    no_leader = Some(answer);
+                }
+                // An address may have become another one's. The others have not.
+                Outcome::WrongCluster => stranger = Some(answer),
+                _ => return answer,
             }
         }
-        answer
+        stranger
+            .filter(|_| !belongs)
+            .or(no_leader)
+            .unwrap_or_else(|| reply(Outcome::NoLeader, ""))
     }
 
     /// Decides on a proposal if this node leads, and else hands it to the node
@@ -85,7 +99,8 @@ impl Submitter {
             Some(leader) if !request.passed_on => match self.address_of(leader) {
                 Some(address) => {
                     request.passed_on = true;
-                    self.ask(&address, request, SUBMIT_TIMEOUT).await
+                    let answer = self.ask(&address, request, SUBMIT_TIMEOUT).await;
+                    answer.unwrap_or_else(|reason| reply(Outcome::NoLeader, reason))
                 }
                 None => reply(Outcome::NoLeader, "the leader's address is not known"),
             },
@@ -118,23 +133,19 @@ impl Submitter {
             .map(|node| node.addr.as_str().into())
     }
 
+    /// What somebody answers, or why there is no answer.
     async fn ask(
         &self,
         address: &Arc<str>,
         request: SubmitRequest,
         patience: Duration,
-    ) -> SubmitReply {
-        let Ok(mut peer) = self.connections.peer(address) else {
-            return reply(Outcome::NoLeader, format!("{address} is not an address"));
-        };
-        match timeout(patience, peer.submit(request)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => reply(Outcome::NoLeader, status.to_string()),
-            Err(_) => reply(
-                Outcome::NoLeader,
-                format!("{address} did not answer in time"),
-            ),
-        }
+    ) -> Result<SubmitReply, String> {
+        let peer = self.connections.peer(address);
+        let mut peer = peer.map_err(|error| error.to_string())?;
+        let answer = timeout(patience, peer.submit(request)).await;
+        let answer = answer.map_err(|_| format!("{address} did not answer in time"))?;
+        let answer = answer.map_err(|status| status.to_string())?;
+        Ok(answer.into_inner())
     }
 
     async fn lead(&self, request: SubmitRequest) -> SubmitReply {
@@ -158,12 +169,13 @@ impl Submitter {
                     return reply(Outcome::Invalid, error.to_string());
                 }
                 let address: Arc<str> = announce.address.into();
-                // From now on it is expected to answer.
-                self.clocks.answered(node);
                 let member = self.agreed.borrow().nodes.get(&node).cloned();
                 if member.is_some_and(|member| member.boot == boot && member.address == address) {
                     return reply(Outcome::Done, "it is up already");
                 }
+                // From now on it is expected to answer. Not again before it is taken
+                // out: it may be one that only it can reach.
+                self.clocks.answered(node);
                 Command::NodeUp {
                     node,
                     boot,
@@ -312,6 +324,25 @@ mod tests {
         let answer = leader.pass_on(announce(&leader)).await;
         assert_eq!(answer.outcome(), Outcome::Done);
         assert_eq!(leader.metrics.borrow().last_log_index, before);
+        leader.raft.shutdown().await.unwrap();
+    }
+
+    #[actix::test]
+    async fn who_is_up_is_not_heard_for_announcing_itself_again() {
+        let leader = leader().await;
+        let heard = || leader.clocks.heard([leader.me.node].into_iter()).len();
+        let announced = || async {
+            let answer = leader.pass_on(announce(&leader)).await;
+            assert_eq!(answer.outcome(), Outcome::Done);
+        };
+        announced().await;
+        assert_eq!(heard(), 1);
+        let mut agreed = leader.agreed.clone();
+        let up = agreed.wait_for(|view| view.is_up(leader.me.node, leader.me.boot));
+        up.await.unwrap();
+        leader.clocks.restart();
+        announced().await;
+        assert_eq!(heard(), 0);
         leader.raft.shutdown().await.unwrap();
     }
 
