@@ -39,7 +39,7 @@ pub struct DeadLetter {
     pub awaited: bool,
 }
 
-/// All of it, in a line.
+/// What it is, in a line.
 impl fmt::Display for DeadLetter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

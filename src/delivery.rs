@@ -394,7 +394,8 @@ impl Broadcast {
 
     /// Sets the time, from the sending on, after which no receiver is waited
     /// for, in place of the builder's
-    /// [`send_timeout`](crate::Builder::send_timeout).
+    /// [`send_timeout`](crate::Builder::send_timeout). What has been passed on by
+    /// then was given the builder's time: for a longer one, set that.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.pending.set_timeout(timeout);
         self

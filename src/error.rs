@@ -22,7 +22,8 @@ pub enum StartError {
     /// The address cannot be listened on: it is in use, or is not this
     /// machine's.
     #[error(
-        "cannot listen on {address}: {source}; choose another address, or port 0 for a free one"
+        "cannot listen on {address}: {source}; it has to be a \"host:port\" of this machine, \
+         with port 0 for a free one"
     )]
     Bind {
         /// The address as it was given.
@@ -33,8 +34,9 @@ pub enum StartError {
     /// The data directory cannot be written, is damaged, or is in use by
     /// another process.
     #[error(
-        "cannot use the data directory {}: {source}; make it readable and writable to this \
-         process alone, or give another one: the node then joins the cluster as a new node",
+        "cannot use the data directory {}: {source}; it has to be a directory that this \
+         process can write to and no other one uses: with another one the node joins the \
+         cluster as a new node",
         path.display()
     )]
     Storage {
@@ -45,8 +47,9 @@ pub enum StartError {
     },
     /// A peer belongs to a cluster with another name.
     #[error(
-        "the peer {peer} belongs to the cluster {theirs:?}, and this node to {ours:?}; \
-         set the same cluster_id on all nodes, or leave that peer out"
+        "the peer {peer} belongs to the cluster {theirs}, and this node to {ours}; set the same \
+         cluster_id on all nodes, or leave that peer out. Of two clusters that were formed \
+         apart stop one, delete its data directories, and start it with the other as its peers"
     )]
     OtherCluster {
         /// The peer's address.
@@ -58,13 +61,17 @@ pub enum StartError {
     },
     /// No cluster could be formed or joined in time.
     #[error(
-        "neither joined nor formed a cluster within {waited:?}; start the peers \
+        "neither joined nor formed a cluster within {waited:?}{}; start the peers \
          ({}), check that they can be reached, or leave out those that are gone for good",
+        reason.as_ref().map_or(String::new(), |reason| format!(": {reason}")),
         peers.join(", ")
     )]
     NotJoined {
         /// The peers as they were given.
         peers: Vec<String>,
+        /// What was in the way last, as far as the node knows: who does not answer,
+        /// or that the cluster has no quorum.
+        reason: Option<String>,
         /// The join timeout.
         waited: Duration,
     },

@@ -245,7 +245,9 @@ impl<M: RemoteMessage> Namespace<M> {
         mailbox.clone().recipient()
     }
 
-    /// A sink that sends to the namespace.
+    /// A sink that sends to the namespace. `feed` waits for room in the outbox;
+    /// `SinkExt::send` flushes as well, and so waits until receivers have taken all
+    /// that is in it, whoever has sent it.
     pub fn sink(&self) -> NamespaceSink<M> {
         NamespaceSink::new(self.core.outbox.clone())
     }
@@ -367,6 +369,7 @@ impl<M: RemoteMessage> Namespace<M> {
             node: me.node,
             boot: me.boot,
             agreed: self.handle.agreed(),
+            wanted: self.handle.wanted(),
             register_timeout: settings.register_timeout,
             drain_timeout: settings.drain_timeout,
             stop: self.handle.stopped(),

@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     error::RegisterError,
-    inbox::Channel,
+    inbox::{Channel, Wanted},
     message::RemoteMessage,
     view::{NodeId, View},
 };
@@ -37,6 +37,7 @@ pub(crate) struct Hold {
     pub(crate) node: NodeId,
     pub(crate) boot: u64,
     pub(crate) agreed: watch::Receiver<Arc<View>>,
+    pub(crate) wanted: watch::Receiver<Wanted>,
     pub(crate) register_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) stop: CancellationToken,
@@ -142,15 +143,22 @@ impl Registration {
             let waited = hold.drain_timeout;
             return Err(RegisterError::StillHandling { waited });
         }
-        let mut agreed = hold.agreed.clone();
+        let (mut agreed, mut wanted) = (hold.agreed.clone(), hold.wanted.clone());
         let gone = agreed.wait_for(|view| {
-            hold.channel.is_received()
-                || view
-                    .received(&hold.namespace, hold.node, hold.boot)
-                    .is_none()
+            let received = view.received(&hold.namespace, hold.node, hold.boot);
+            received.is_none()
         });
+        let received = async {
+            while !hold.channel.is_received() {
+                if wanted.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
         tokio::select! {
             () = hold.stop.cancelled() => Ok(()),
+            // It was not the last one, or another one has come.
+            () = received => Ok(()),
             gone = timeout(hold.register_timeout, gone) => match gone {
                 Ok(_) => Ok(()),
                 Err(_) => Err(RegisterError::NoQuorum { waited: hold.register_timeout }),

@@ -365,9 +365,11 @@ async fn a_peer_that_cannot_be_reached_is_an_error_after_the_join_timeout() {
         .await
         .unwrap_err();
     assert!(
-        matches!(&error, StartError::NotJoined { peers, .. } if *peers == [peer]),
+        matches!(&error, StartError::NotJoined { peers, .. } if *peers == [peer.clone()]),
         "{error:?}"
     );
+    let says = format!("no answer from {peer}");
+    assert!(error.to_string().contains(&says), "{error}");
     // Nothing of the node is left.
     std::net::TcpListener::bind(own).unwrap();
 }

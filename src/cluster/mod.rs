@@ -29,7 +29,7 @@ use crate::{
     builder::{Builder, Runtime, Settings, config},
     dead_letter::{DeadLetterOffice, DeadLetters},
     error::{NamespaceError, ShutdownError, StartError},
-    inbox::Inbox,
+    inbox::{Inbox, Wanted},
     link::Links,
     mailbox::{AnyOutbox, Mailbox, Outbox, Place},
     message::{RemoteMessage, label},
@@ -248,8 +248,8 @@ impl Cluster {
         self.handle.node.status()
     }
 
-    /// What this node sends from now on and that reaches nobody, or may have
-    /// reached nobody.
+    /// What this node has sent and that turns out, from now on, to have reached nobody,
+    /// or maybe nobody. Take the stream before you send, to miss none.
     ///
     /// ```
     /// # #[actix::main]
@@ -307,6 +307,7 @@ impl Cluster {
             }),
             Ok(None) | Err(_) => Err(StartError::NotJoined {
                 peers: node.settings.peers.clone(),
+                reason: node.standing.borrow().obstacle.clone(),
                 waited,
             }),
         }
@@ -422,6 +423,10 @@ impl Handle {
 
     pub(crate) fn agreed(&self) -> watch::Receiver<Arc<View>> {
         self.node.agreed.clone()
+    }
+
+    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.node.inbox.wanted()
     }
 
     /// Starts the actor of a namespace on the node's own thread.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Namespaces with the labels of their types.
-type Wanted = BTreeMap<Arc<str>, Arc<str>>;
+pub(crate) type Wanted = BTreeMap<Arc<str>, Arc<str>>;
 
 /// The receiving side of a node.
 pub(crate) struct Inbox {
@@ -54,6 +54,11 @@ impl Inbox {
             wanted,
             channels: Mutex::default(),
         }
+    }
+
+    /// Which namespaces are to be received.
+    pub(crate) fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.subscribe()
     }
 
     fn channels(&self) -> MutexGuard<'_, Channels> {

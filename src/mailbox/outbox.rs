@@ -44,6 +44,9 @@ use crate::{
     view::NodeId,
 };
 
+/// Deadlines that come so soon after another one are kept together.
+const TOGETHER: Duration = Duration::from_millis(5);
+
 /// How much one namespace may hold on the sending side.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -478,7 +481,8 @@ impl<M: RemoteMessage> Outbox<M> {
         }
         state.alarm.clear();
         if let Some(earliest) = earliest {
-            self.note(state, earliest);
+            // To look at all of them takes its time, so it is not done for each.
+            self.note(state, earliest.max(now + TOGETHER));
         }
         self.pump(state);
     }

@@ -13,6 +13,9 @@ use crate::view::NodeId;
 /// After so long a silence the leader has a node taken out of the view.
 pub(super) const EVICT_AFTER: Duration = Duration::from_secs(10);
 
+/// Who has answered within this time is there: several heartbeats'.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+
 /// When each node last answered this one. Shared by the connections, which note
 /// it, and the actor, which looks.
 #[derive(Clone)]
@@ -64,14 +67,13 @@ impl Clocks {
             .collect()
     }
 
-    /// Which of them have answered since the clocks were started, and not too long
-    /// ago.
+    /// Which of them have answered just now.
     pub(super) fn heard(&self, nodes: impl Iterator<Item = NodeId>) -> BTreeSet<NodeId> {
         let state = self.state();
         nodes
             .filter(|node| {
                 let answered = state.answered.get(node);
-                answered.is_some_and(|answered| answered.elapsed() < EVICT_AFTER)
+                answered.is_some_and(|answered| answered.elapsed() < HEARD_WITHIN)
             })
             .collect()
     }
@@ -88,9 +90,11 @@ mod tests {
         let heard = || clocks.heard([NodeId(1), NodeId(2)].into_iter());
         tokio::time::advance(EVICT_AFTER / 2).await;
         clocks.answered(NodeId(1));
+        assert_eq!(heard(), BTreeSet::from([NodeId(1)]));
         tokio::time::advance(EVICT_AFTER / 2).await;
         assert_eq!(silent(), BTreeSet::from([NodeId(2)]));
-        assert_eq!(heard(), BTreeSet::from([NodeId(1)]));
+        assert_eq!(heard(), BTreeSet::new());
+        clocks.answered(NodeId(1));
         clocks.restart();
         assert_eq!(silent(), BTreeSet::new());
         assert_eq!(heard(), BTreeSet::new());

@@ -85,6 +85,8 @@ struct State {
     known: BTreeSet<Arc<str>>,
     /// The addresses under which this node itself has been found to be known.
     own: BTreeSet<Arc<str>>,
+    /// Who did not answer when all were asked last.
+    silent: Vec<Arc<str>>,
     standing: Standing,
 }
 
@@ -118,6 +120,7 @@ impl Formation {
             state: Mutex::new(State {
                 known,
                 own,
+                silent: Vec::new(),
                 standing: Standing::New,
             }),
         }
@@ -144,6 +147,11 @@ impl Formation {
         if state.standing == Standing::New {
             state.standing = Standing::Joining;
         }
+    }
+
+    /// The names and addresses where nobody answers.
+    pub(crate) fn silent(&self) -> Vec<Arc<str>> {
+        self.state().silent.clone()
     }
 
     pub(crate) fn known(&self) -> Vec<Arc<str>> {
@@ -197,6 +205,7 @@ impl Formation {
                 self.joining(first);
                 return Ok(Way::Join);
             }
+            self.state().silent.clone_from(&silent);
             let news = self.learn(&others);
             if silent.is_empty()
                 && !news

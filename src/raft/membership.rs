@@ -120,6 +120,9 @@ impl RaftActor {
         let up: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
         let configs = membership.get_joint_config();
         let clocks = &self.network.clocks;
+        // It answers nobody's calls itself.
+        let mut silent = clocks.silent(up.union(&voters).copied());
+        silent.remove(&metrics.id);
         let mut heard = clocks.heard(voters.iter().copied());
         heard.insert(metrics.id);
         Picture {
@@ -130,7 +133,7 @@ impl RaftActor {
                 .filter(|(_, matched)| matched.is_some_and(|id| id.index + CAUGHT_UP >= last))
                 .map(|(node, _)| *node)
                 .collect(),
-            silent: clocks.silent(up.union(&voters).copied()),
+            silent,
             heard,
             voters,
             up,

@@ -128,6 +128,8 @@ pub(crate) struct RaftActor {
     content: bool,
     /// The last one that was agreed, until its echo is due.
     proposed: Option<(submit_request::Change, Instant)>,
+    /// Why the last one was not agreed, if it was not.
+    failure: Option<String>,
     /// After one that failed: when to try again, and how long to wait then.
     retry: Option<(Instant, Duration)>,
     started: Instant,
@@ -196,6 +198,7 @@ impl RaftActor {
             proposing: false,
             content: false,
             proposed: None,
+            failure: None,
             retry: None,
             started: Instant::now(),
             led_since: None,
@@ -251,15 +254,21 @@ impl RaftActor {
     }
 
     fn refuse(&self, peer: Arc<str>, cluster: String) {
-        warn!(
-            node = %self.me.node,
-            cluster = %self.me.cluster,
-            %peer,
-            other = %cluster,
-            "a peer belongs to another cluster"
-        );
-        self.standing
-            .send_modify(|standing| standing.refused = Some(Refusal { peer, cluster }));
+        let refusal = Some(Refusal { peer, cluster });
+        let news = self.standing.send_if_modified(|standing| {
+            let news = standing.refused != refusal;
+            standing.refused.clone_from(&refusal);
+            news
+        });
+        if let Some(Refusal { peer, cluster }) = refusal.filter(|_| news) {
+            warn!(
+                node = %self.me.node,
+                cluster = %self.me.cluster,
+                %peer,
+                other = %cluster,
+                "a peer belongs to another cluster"
+            );
+        }
     }
 
     /// Does what is due. Called on every event, and on a tick.

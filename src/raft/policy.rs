@@ -17,9 +17,9 @@ pub(crate) struct Picture {
     pub(crate) up: BTreeSet<NodeId>,
     /// Learners whose log has caught up with the leader's.
     pub(crate) caught_up: BTreeSet<NodeId>,
-    /// Nodes that have not answered the leader for too long.
+    /// Other nodes that have not answered the leader for too long.
     pub(crate) silent: BTreeSet<NodeId>,
-    /// Nodes that have answered this leader, and not too long ago.
+    /// Nodes that have answered this leader just now, and itself.
     pub(crate) heard: BTreeSet<NodeId>,
     /// The most voters there may be.
     pub(crate) cap: usize,
@@ -60,7 +60,7 @@ pub(crate) fn next_change(picture: &Picture) -> Option<Change> {
         return Some(Change::SetVoters(voters.clone()));
     }
     let mut silent = picture.up.intersection(&picture.silent);
-    if let Some(node) = silent.find(|node| **node != picture.leader) {
+    if let Some(node) = silent.next() {
         return Some(Change::Evict(*node));
     }
     if let Some(node) = picture.up.iter().find(|node| !is_member(node)) {
@@ -221,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_silent_is_evicted_but_never_the_leader() {
-        let picture = silent(picture([1, 2, 3], [4]), &[1, 4]);
+    fn a_node_that_is_silent_is_evicted() {
+        let picture = silent(picture([1, 2, 3], [4]), &[4]);
         assert_eq!(next_change(&picture), Some(Change::Evict(NodeId(4))));
         assert_eq!(
             next_change(&evicted(picture)),
@@ -274,9 +274,13 @@ mod tests {
 
     #[test]
     fn a_leader_that_leaves_hands_its_vote_over() {
-        let mut picture = picture([1], [2]);
-        picture.up.remove(&NodeId(1));
-        assert_eq!(next_change(&picture), Some(Change::SetVoters(nodes([2]))));
+        for (others, voters) in [(vec![], vec![2]), (vec![2, 3], vec![2])] {
+            let mut picture = picture([1].into_iter().chain(others), [2]);
+            picture.learners = &picture.learners - &picture.voters;
+            picture.up.remove(&NodeId(1));
+            let handed_over = Some(Change::SetVoters(nodes(voters)));
+            assert_eq!(next_change(&picture), handed_over);
+        }
     }
 
     #[test]

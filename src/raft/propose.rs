@@ -91,6 +91,7 @@ impl RaftActor {
             match reply.outcome() {
                 Outcome::Done => {
                     actor.retry = None;
+                    actor.failure = None;
                     actor
                         .standing
                         .send_if_modified(|standing| standing.refused.take().is_some());
@@ -104,8 +105,9 @@ impl RaftActor {
                 outcome => {
                     debug!(?outcome, detail = reply.detail, "a proposal failed");
                     if outcome == Outcome::WrongCluster {
-                        actor.refuse("the leader".into(), reply.detail);
+                        actor.refuse("the leader".into(), reply.detail.clone());
                     }
+                    actor.failure = Some(reply.detail);
                     let pause = actor.retry.map_or(FIRST_PAUSE, |(_, pause)| pause * 2);
                     let pause = pause.min(LONGEST_PAUSE);
                     actor.retry = Some((Instant::now() + pause, pause));

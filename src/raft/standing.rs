@@ -31,12 +31,14 @@ pub(crate) struct Standing {
     pub(crate) heard: Option<Instant>,
     /// Whether that was just now.
     pub(crate) quorum: bool,
+    /// What keeps the node from belonging to a cluster, as far as it knows.
+    pub(crate) obstacle: Option<String>,
     /// Set where the node cannot come to belong to the cluster of its peers.
     pub(crate) refused: Option<Refusal>,
 }
 
 /// Why a node cannot belong to the cluster of its peers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) peer: Arc<str>,
     pub(crate) cluster: String,
@@ -95,7 +97,16 @@ impl RaftActor {
             standing.learners = learners;
             standing.heard = heard.or(standing.heard);
             standing.quorum = quorum;
+            standing.obstacle = self.obstacle();
         });
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        if self.formation.is_settled() {
+            return self.failure.clone();
+        }
+        let silent = self.formation.silent();
+        (!silent.is_empty()).then(|| format!("no answer from {}", silent.join(", ")))
     }
 
     /// Whether this node, where it leads, can have something agreed.

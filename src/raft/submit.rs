@@ -84,7 +84,7 @@ impl Submitter {
         stranger
             .filter(|_| !belongs)
             .or(no_leader)
-            .unwrap_or_else(|| reply(Outcome::NoLeader, ""))
+            .unwrap_or_else(|| reply(Outcome::NoLeader, "nobody answers"))
     }
 
     /// Decides on a proposal if this node leads, and else hands it to the node
@@ -104,7 +104,10 @@ impl Submitter {
                 }
                 None => reply(Outcome::NoLeader, "the leader's address is not known"),
             },
-            _ => reply(Outcome::NoLeader, "no node is known to lead"),
+            _ => reply(
+                Outcome::NoLeader,
+                "no node is known to lead the cluster, as without a quorum",
+            ),
         }
     }
 
