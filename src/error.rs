@@ -169,7 +169,8 @@ pub enum DeliveryError {
     /// what they got does not decode to theirs.
     #[error("rejected: {reason}")]
     Rejected {
-        /// What does not fit, naming both types.
+        /// What does not fit: it names both types, or the receiver's and what its decoder
+        /// says.
         reason: String,
     },
     /// The message was handed over and then nothing more was heard: the link

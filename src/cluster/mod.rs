@@ -323,9 +323,10 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`ShutdownError`] if not all was done within the builder's
+    /// [`ShutdownError`] if not all messages were seen to within the builder's
     /// [`drain_timeout`](Builder::drain_timeout). The node has stopped all the
-    /// same.
+    /// same. That the others could not agree within five seconds that it leaves is
+    /// traced and no error: they take it out as one that has died.
     pub async fn shutdown(self) -> Result<(), ShutdownError> {
         self.stop(true).await
     }

@@ -120,7 +120,7 @@ impl RaftActor {
         let up: BTreeSet<NodeId> = view.nodes.keys().copied().collect();
         let configs = membership.get_joint_config();
         let clocks = &self.network.clocks;
-        // It answers nobody's calls itself.
+        // It calls everybody but itself.
         let mut silent = clocks.silent(up.union(&voters).copied());
         silent.remove(&metrics.id);
         let mut heard = clocks.heard(voters.iter().copied());
