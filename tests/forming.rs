@@ -5,7 +5,10 @@ mod common;
 use std::{
     fs, io,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -175,8 +178,9 @@ async fn peers_can_be_host_names() {
 
 /// TCP with a name that stands for several addresses, of which a connection takes
 /// the first that answers, and with names for an address and the other loopback one.
+/// Counts how often it is asked.
 #[derive(Clone, Debug, Default)]
-struct Named(Arc<Mutex<Vec<String>>>);
+struct Named(Arc<Mutex<Vec<String>>>, Arc<AtomicUsize>);
 
 impl Named {
     const NAME: &str = "cluster.test:7000";
@@ -218,6 +222,7 @@ impl Transport for Named {
 
     fn look_up<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         let addresses = self.addresses(name);
+        self.1.fetch_add(1, Relaxed);
         Box::pin(async move {
             let addresses = addresses.iter().map(|address| address.parse());
             addresses
@@ -277,6 +282,32 @@ async fn nodes_whose_names_stand_for_both_loopback_addresses_form_a_cluster() {
         .collect();
     until_one_cluster(&nodes, 1).await;
     shut_down(nodes).await;
+}
+
+#[actix::test]
+async fn a_node_whose_cluster_is_gone_before_it_was_taken_in_forms_another_one() {
+    let mut nodes = cluster_of(3).await;
+    let last = nodes.remove(0);
+    drop(nodes);
+    until("it has no quorum", || !last.status().has_quorum).await;
+
+    let (address, there) = (free_address(), last.status().address);
+    let names = Named::default();
+    let joins = Cluster::builder(&address)
+        .join_timeout(PATIENCE)
+        .transport(names.clone())
+        .peers([&there]);
+    let joins = actix_rt::spawn(joins.start());
+    // Once to find the cluster, and then for each attempt to be taken in.
+    until("it cannot join", || names.1.load(Relaxed) >= 3).await;
+    drop(last);
+    until("it is gone", || std::net::TcpListener::bind(&there).is_ok()).await;
+    let other = Cluster::builder(&there)
+        .join_timeout(PATIENCE)
+        .peers([&address]);
+    let nodes = [other.start().await.unwrap(), joins.await.unwrap().unwrap()];
+    until_one_cluster(&nodes, 1).await;
+    shut_down(nodes.into()).await;
 }
 
 #[actix::test]

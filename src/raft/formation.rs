@@ -149,6 +149,17 @@ impl Formation {
         }
     }
 
+    /// Has the node look for its cluster anew, where it has found one and could not
+    /// join it: that one may be gone.
+    pub(crate) fn start_over(&self) -> bool {
+        let mut state = self.state();
+        let joining = state.standing == Standing::Joining;
+        if joining {
+            state.standing = Standing::New;
+        }
+        joining
+    }
+
     /// The names and addresses where nobody answers.
     pub(crate) fn silent(&self) -> Vec<Arc<str>> {
         self.state().silent.clone()
@@ -427,6 +438,18 @@ mod tests {
         assert!(node.found(&request(1, &["n1:1", "n2:1"])).granted);
         node.formed();
         assert!(!node.found(&request(1, &["n1:1", "n2:1"])).granted);
+    }
+
+    #[test]
+    fn leave_is_given_again_by_who_could_not_join() {
+        let node = formation(2, &["n1:1"]);
+        let request = request(1, &["n1:1", "n2:1"]);
+        node.joining(&"n1:1".into());
+        assert!(!node.found(&request).granted);
+        assert!(node.start_over());
+        assert!(node.found(&request).granted);
+        node.formed();
+        assert!(!node.start_over());
     }
 
     #[test]

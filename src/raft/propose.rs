@@ -111,6 +111,9 @@ impl RaftActor {
                     let pause = actor.retry.map_or(FIRST_PAUSE, |(_, pause)| pause * 2);
                     let pause = pause.min(LONGEST_PAUSE);
                     actor.retry = Some((Instant::now() + pause, pause));
+                    if pause == LONGEST_PAUSE && actor.formation.start_over() {
+                        actor.find_cluster(ctx);
+                    }
                 }
             }
         }));
