@@ -46,8 +46,8 @@ pub(crate) enum Way {
     Join,
 }
 
-/// A peer belongs to a cluster with another name.
-#[derive(Clone, Debug)]
+/// A peer belongs to another cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OtherCluster {
     pub(crate) peer: Arc<str>,
     pub(crate) cluster: String,

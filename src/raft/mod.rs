@@ -42,7 +42,7 @@ use self::{
 pub(crate) use self::{
     formation::OtherCluster,
     requests::{Found, Hello, Rpc, RpcError, Submit},
-    standing::{QUORUM_TIMEOUT, Refusal, Standing},
+    standing::{QUORUM_TIMEOUT, Standing},
     store::StoreError,
 };
 use crate::{
@@ -226,7 +226,7 @@ impl RaftActor {
             |way: Result<Way, OtherCluster>, actor, ctx| match way {
                 Ok(Way::Form(founders)) => actor.founders = founders.into_iter().collect(),
                 Ok(Way::Join) => actor.turn(ctx),
-                Err(OtherCluster { peer, cluster }) => actor.refuse(peer, cluster),
+                Err(other) => actor.refuse(other),
             },
         ));
     }
@@ -241,34 +241,28 @@ impl RaftActor {
             formation.strangers(number).await.err()
         };
         ctx.spawn(asked.into_actor(self).map(|stranger, actor, _| {
-            if let Some(OtherCluster { peer, cluster }) = stranger {
-                warn!(
-                    node = %actor.me.node,
-                    cluster = %actor.me.cluster,
-                    %peer,
-                    other = %cluster,
-                    "a peer belongs to another cluster: they are kept apart"
-                );
+            if let Some(other) = stranger {
+                actor.tell_of(&other);
             }
         }));
     }
 
-    fn refuse(&self, peer: Arc<str>, cluster: String) {
-        let refusal = Some(Refusal { peer, cluster });
-        let news = self.standing.send_if_modified(|standing| {
-            let news = standing.refused != refusal;
-            standing.refused.clone_from(&refusal);
-            news
-        });
-        if let Some(Refusal { peer, cluster }) = refusal.filter(|_| news) {
-            warn!(
-                node = %self.me.node,
-                cluster = %self.me.cluster,
-                %peer,
-                other = %cluster,
-                "a peer belongs to another cluster"
-            );
+    fn refuse(&self, other: OtherCluster) {
+        if self.standing.borrow().refused.as_ref() != Some(&other) {
+            self.tell_of(&other);
+            let set = |standing: &mut Standing| standing.refused = Some(other);
+            self.standing.send_modify(set);
         }
+    }
+
+    fn tell_of(&self, OtherCluster { peer, cluster }: &OtherCluster) {
+        warn!(
+            node = %self.me.node,
+            cluster = %self.me.cluster,
+            %peer,
+            other = %cluster,
+            "a peer belongs to another cluster: they are kept apart"
+        );
     }
 
     /// Does what is due. Called on every event, and on a tick.

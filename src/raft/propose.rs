@@ -7,7 +7,7 @@ use actix::prelude::*;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{RaftActor, submit::Submitter};
+use super::{RaftActor, formation::OtherCluster, submit::Submitter};
 use crate::{
     proto::{self, SubmitRequest, submit_reply::Outcome, submit_request},
     view::{Command, Identity},
@@ -105,7 +105,10 @@ impl RaftActor {
                 outcome => {
                     debug!(?outcome, detail = reply.detail, "a proposal failed");
                     if outcome == Outcome::WrongCluster {
-                        actor.refuse("the leader".into(), reply.detail.clone());
+                        actor.refuse(OtherCluster {
+                            peer: "the leader".into(),
+                            cluster: reply.detail.clone(),
+                        });
                     }
                     actor.failure = Some(reply.detail);
                     let pause = actor.retry.map_or(FIRST_PAUSE, |(_, pause)| pause * 2);

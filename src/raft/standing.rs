@@ -1,17 +1,13 @@
 //! How this node stands: who leads, whether a quorum is heard, whether this node
 //! may have been given up.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use openraft::ServerState;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::{RaftActor, types::Metrics};
+use super::{RaftActor, formation::OtherCluster, types::Metrics};
 use crate::view::NodeId;
 
 /// Whoever has not heard from a leader for so long may have been evicted, and
@@ -34,14 +30,7 @@ pub(crate) struct Standing {
     /// What keeps the node from belonging to a cluster, as far as it knows.
     pub(crate) obstacle: Option<String>,
     /// Set where the node cannot come to belong to the cluster of its peers.
-    pub(crate) refused: Option<Refusal>,
-}
-
-/// Why a node cannot belong to the cluster of its peers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    pub(crate) peer: Arc<str>,
-    pub(crate) cluster: String,
+    pub(crate) refused: Option<OtherCluster>,
 }
 
 impl RaftActor {
