@@ -193,6 +193,13 @@ const MUTANTS: &[Mutant] = &[
         caught_by: SIMULATION,
     },
     Mutant {
+        name: "heartbeats-too-rare",
+        file: "src/raft/mod.rs",
+        sound: "ctx.run_interval(HEARTBEAT,",
+        faulty: "ctx.run_interval(HEARTBEAT * 3 / 2,",
+        caught_by: SIMULATION,
+    },
+    Mutant {
         name: "evict-without-comparing-boots",
         file: "src/view.rs",
         sound: "                if self.is_up(*node, *boot) {

@@ -55,7 +55,12 @@ use crate::{
 /// Namespaces that a node wants to receive, with their types' labels.
 pub(crate) type Wanted = BTreeMap<Arc<str>, Arc<str>>;
 
+/// How often the followers hear from their leader, at the least.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+/// What is sent to a follower has so long to be answered. What TCP has lost, it
+/// sends again after 200 ms at the least, and all that follows has to wait: who
+/// gives up sooner gains nothing.
+const APPEND_TIMEOUT: Duration = Duration::from_millis(450);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the actor looks whether something is left to do that no event
 /// tells of: a proposal that failed, a learner that has caught up.
@@ -265,6 +270,15 @@ impl RaftActor {
         );
     }
 
+    fn send_heartbeat(&self, ctx: &mut Context<Self>) {
+        if self.leads() {
+            let raft = self.raft.clone();
+            // Where Raft has stopped, that is told elsewhere.
+            let sent = async move { drop(raft.trigger().heartbeat().await) };
+            ctx.spawn(sent.into_actor(self));
+        }
+    }
+
     /// Does what is due. Called on every event, and on a tick.
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.note_leadership();
@@ -280,8 +294,11 @@ fn config(me: &Identity) -> Config {
     let millis = |duration: Duration| duration.as_millis() as u64;
     Config {
         cluster_name: me.cluster.to_string(),
-        heartbeat_interval: millis(HEARTBEAT),
         enable_elect: false,
+        // openraft would look whether one is due every one and a half intervals
+        // alone, and takes what is called the interval for the timeout as well.
+        enable_heartbeat: false,
+        heartbeat_interval: millis(APPEND_TIMEOUT),
         // How long a vote may take, and the lease.
         election_timeout_min: millis(LEASE) - 1,
         election_timeout_max: millis(LEASE),
@@ -305,6 +322,7 @@ impl Actor for RaftActor {
         ctx.add_stream(changes(self.agreed.clone()));
         ctx.add_stream(changes(self.metrics.clone()));
         ctx.run_interval(TICK, |actor, ctx| actor.turn(ctx));
+        ctx.run_interval(HEARTBEAT, |actor, ctx| actor.send_heartbeat(ctx));
     }
 }
 

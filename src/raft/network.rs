@@ -34,7 +34,7 @@ use crate::{
 
 /// The pauses between two attempts to reach a node that does not answer: the
 /// first one, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]

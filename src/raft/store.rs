@@ -42,7 +42,7 @@ const SNAPSHOT: &str = "snapshot";
 /// What this version writes. An older version refuses a newer format.
 const FORMAT_VERSION: u32 = 1;
 
-/// What a follower is sent at a time, in bytes: it has a heartbeat's time to take it
+/// What a follower is sent at a time, in bytes: it has `APPEND_TIMEOUT` to take it
 /// and store it, and is sent the same again if it does not.
 const SENT_BYTES: usize = 256 << 10;
 

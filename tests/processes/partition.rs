@@ -231,7 +231,8 @@ fn a_slow_network_that_loses_packets_costs_no_member_and_no_election() {
             all_hear(&mut nodes, speaker);
         }
         for node in &mut nodes {
-            assert_eq!(node.status().term, before.term, "a needless election");
+            let term = node.status().term;
+            assert_eq!(term, before.term, "a needless election:\n{}", node.log());
         }
     }
     for node in &nodes {

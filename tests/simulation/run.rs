@@ -33,6 +33,12 @@ const CHAOS: Duration = Duration::from_secs(80);
 const REPLACED_AFTER: Duration = Duration::from_millis(300);
 /// How long there are none then.
 const CALM: Duration = Duration::from_secs(10);
+/// When what was before has no effect any more: a connection that is dead has been
+/// found so.
+const STILL_AFTER: Duration = Duration::from_secs(7);
+/// So recently a node has heard from its leader then: a heartbeat's
+/// interval, and what two segments and the steps of the simulation take.
+const HEARD_WITHIN: Duration = Duration::from_millis(300);
 const VOTERS: usize = 5;
 
 /// What came of a run.
@@ -181,10 +187,23 @@ impl Run {
         slowest
     }
 
+    /// Nothing goes wrong, and in the end all nodes hear from their leader.
     fn calm(&mut self) {
-        let end = self.now() + CALM;
-        while self.now() < end && !self.failed() {
+        let begin = self.now();
+        while self.now() < begin + CALM && !self.failed() {
             self.step();
+            if self.now() < begin + STILL_AFTER {
+                continue;
+            }
+            for host in &self.hosts {
+                let status = host.status.borrow();
+                let age = status.as_ref().and_then(|status| status.view_age);
+                if age.is_none_or(|age| age > HEARD_WITHIN) {
+                    let name = name(host.index);
+                    let violation = format!("{name} heard its leader {age:?} ago");
+                    self.world.watch.violated(violation);
+                }
+            }
         }
     }
 
