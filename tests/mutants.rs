@@ -195,8 +195,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "heartbeats-too-rare",
         file: "src/raft/mod.rs",
-        sound: "ctx.run_interval(HEARTBEAT,",
-        faulty: "ctx.run_interval(HEARTBEAT * 3 / 2,",
+        sound: "ctx.run_interval(HEARTBEAT, |actor, ctx| {",
+        faulty: "ctx.run_interval(HEARTBEAT * 3 / 2, |actor, ctx| {",
         caught_by: SIMULATION,
     },
     Mutant {

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{RaftActor, types::LogId};
+use super::{HEARTBEAT, RaftActor, types::LogId};
 use crate::view::NodeId;
 
 /// After so long a silence a voter stands for election: drawn anew from this
@@ -52,10 +52,10 @@ impl Election {
         }
     }
 
-    /// Whether the leader has been silent for too long.
-    fn is_due(&self, heard: Option<Instant>) -> bool {
+    /// How much longer the leader may be silent.
+    fn left(&self, heard: Option<Instant>) -> Duration {
         let since = heard.map_or(self.since, |heard| heard.max(self.since));
-        !self.asking && since.elapsed() >= self.patience
+        self.patience.saturating_sub(since.elapsed())
     }
 
     /// An attempt is over: the next one is due after a patience of its own.
@@ -89,10 +89,14 @@ impl RaftActor {
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
         let alone = voters.len() == 1;
-        if metrics.state == ServerState::Leader
-            || !voters.contains(&me)
-            || !(alone || self.election.is_due(self.heard(&metrics)))
-        {
+        if metrics.state == ServerState::Leader || !voters.contains(&me) || self.election.asking {
+            return;
+        }
+        let left = self.election.left(self.heard(&metrics));
+        if !alone && !left.is_zero() {
+            if left < HEARTBEAT {
+                ctx.run_later(left, |actor, ctx| actor.turn(ctx));
+            }
             return;
         }
         let configs = membership.get_joint_config().clone();
@@ -182,9 +186,9 @@ mod tests {
             })
             .collect();
         assert!(drawn.len() > 1);
-        assert!(!election.is_due(None));
+        assert_eq!(election.left(None), election.patience);
         tokio::time::advance(PATIENCE.end).await;
-        assert!(election.is_due(None));
-        assert!(!election.is_due(Some(Instant::now())));
+        assert_eq!(election.left(None), Duration::ZERO);
+        assert_eq!(election.left(Some(Instant::now())), election.patience);
     }
 }

@@ -100,7 +100,7 @@ impl RaftActor {
     }
 
     /// Makes one change, and looks for the next if it was made. After one that
-    /// failed, which may be at once and again, that is the tick's task.
+    /// failed, which may be at once and again, that is for the next heartbeat.
     fn change(&mut self, ctx: &mut Context<Self>, change: impl Future<Output = bool> + 'static) {
         self.changing = true;
         ctx.spawn(change.into_actor(self).map(|changed, actor, ctx| {

@@ -55,16 +55,15 @@ use crate::{
 /// Namespaces that a node wants to receive, with their types' labels.
 pub(crate) type Wanted = BTreeMap<Arc<str>, Arc<str>>;
 
-/// How often the followers hear from their leader, at the least.
+/// How often the followers hear from their leader, at the least; and how often the
+/// actor looks whether something is left to do that no event tells of: a proposal
+/// that failed, a learner that has caught up.
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// What is sent to a follower has so long to be answered. What TCP has lost, it
 /// sends again after 200 ms at the least, and all that follows has to wait: who
 /// gives up sooner gains nothing.
 const APPEND_TIMEOUT: Duration = Duration::from_millis(450);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the actor looks whether something is left to do that no event
-/// tells of: a proposal that failed, a learner that has caught up.
-const TICK: Duration = Duration::from_millis(100);
 /// Entries between two snapshots, and kept after one for those who lag.
 const SNAPSHOT_EVERY: u64 = 2_000;
 const KEPT_AFTER_SNAPSHOT: u64 = 500;
@@ -279,7 +278,7 @@ impl RaftActor {
         }
     }
 
-    /// Does what is due. Called on every event, and on a tick.
+    /// Does what is due. Called on every event, and with every heartbeat.
     fn turn(&mut self, ctx: &mut Context<Self>) {
         self.note_leadership();
         self.publish_standing();
@@ -321,8 +320,10 @@ impl Actor for RaftActor {
         ctx.add_stream(changes(self.wanted.clone()));
         ctx.add_stream(changes(self.agreed.clone()));
         ctx.add_stream(changes(self.metrics.clone()));
-        ctx.run_interval(TICK, |actor, ctx| actor.turn(ctx));
-        ctx.run_interval(HEARTBEAT, |actor, ctx| actor.send_heartbeat(ctx));
+        ctx.run_interval(HEARTBEAT, |actor, ctx| {
+            actor.send_heartbeat(ctx);
+            actor.turn(ctx);
+        });
     }
 }
 
