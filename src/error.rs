@@ -31,8 +31,8 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
-    /// The data directory cannot be written, is damaged, or is in use by
-    /// another process.
+    /// The data directory cannot be written, is damaged, is in use by another
+    /// process, or is that of a node of another cluster.
     #[error(
         "cannot use the data directory {}: {source}; it has to be a directory that this \
          process can write to and no other one uses: with another one the node joins the \

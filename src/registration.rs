@@ -82,8 +82,9 @@ impl Registration {
     /// [`RegisterError::NoQuorum`] after the builder's
     /// [`register_timeout`](crate::Builder::register_timeout),
     /// [`RegisterError::OtherType`] where others receive the namespace with
-    /// another type, and [`RegisterError::Closed`] if the registration has
-    /// ended. In the first two cases the node goes on trying.
+    /// another type, as far as this node has heard, and
+    /// [`RegisterError::Closed`] if the registration has ended. In the first two
+    /// cases the node goes on trying.
     pub async fn ready(&self) -> Result<(), RegisterError> {
         let Hold {
             namespace,

@@ -441,6 +441,34 @@ async fn a_data_directory_in_use_is_an_error() {
     shut_down(vec![node]).await;
 }
 
+#[actix::test]
+async fn a_data_directory_of_another_cluster_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let founded = builder().cluster_id("first").data_dir(dir.path());
+    shut_down(vec![founded.start().await.unwrap()]).await;
+    storage_error(
+        dir.path(),
+        "of the cluster first, and this node's cluster_id is",
+    )
+    .await;
+    let again = builder().cluster_id("first").data_dir(dir.path());
+    shut_down(vec![again.start().await.unwrap()]).await;
+}
+
+#[actix::test]
+async fn a_node_that_never_belonged_to_a_cluster_may_belong_to_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let lonely = builder()
+        .cluster_id("frist")
+        .data_dir(dir.path())
+        .peers([free_address()])
+        .join_timeout(Duration::from_millis(100));
+    let error = lonely.start().await.unwrap_err();
+    assert!(matches!(error, StartError::NotJoined { .. }), "{error:?}");
+    let node = builder().cluster_id("first").data_dir(dir.path());
+    shut_down(vec![node.start().await.unwrap()]).await;
+}
+
 async fn storage_error(data_dir: &std::path::Path, says: &str) {
     let started = builder().data_dir(data_dir).start().await;
     let error = started.expect_err("a node on storage that it cannot use");

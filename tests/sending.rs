@@ -409,6 +409,10 @@ async fn a_message_may_ask_its_node_when_it_is_dropped_for_its_type_is_another_o
         last: Some(Box::new(asks)),
     });
     receiver.close().await.unwrap();
+    until("the other node has heard that the name is free", || {
+        !other.status().receivers.contains_key("partings")
+    })
+    .await;
     let events = other.namespace::<Event>("partings").receiver(1);
     events.ready().await.unwrap();
     let refused = refused.await;

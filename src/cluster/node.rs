@@ -190,7 +190,7 @@ fn advertised(settings: &Settings, listener: Option<&dyn Listener>) -> Result<St
 }
 
 async fn open(settings: &Settings) -> Result<Storage, StartError> {
-    Storage::open(settings.data.clone())
+    Storage::open(settings.data.clone(), &settings.cluster_id)
         .await
         .map_err(|error| storage_error(settings, error))
 }

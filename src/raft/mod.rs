@@ -78,9 +78,9 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
-    /// Opens the storage and counts a new boot.
-    pub(crate) async fn open(data: Data) -> Result<Self, StoreError> {
-        let (store, identity) = Store::open(data).await?;
+    /// Opens the storage of a node of this cluster, and counts a new boot.
+    pub(crate) async fn open(data: Data, cluster: &str) -> Result<Self, StoreError> {
+        let (store, identity) = Store::open(data, cluster.into()).await?;
         let (state_machine, agreed) = StateMachine::load(store.clone())?;
         store.tell(identity.node)?;
         Ok(Self {

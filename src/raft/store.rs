@@ -32,6 +32,7 @@ const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 
 const FORMAT: &str = "format";
+const CLUSTER: &str = "cluster";
 const NODE: &str = "node";
 const BOOT: &str = "boot";
 const VOTE: &str = "vote";
@@ -67,6 +68,8 @@ pub(crate) enum StoreError {
     Encode(#[from] rmp_serde::encode::Error),
     #[error("it was written in format {found}; this version reads up to {FORMAT_VERSION}")]
     NewerFormat { found: u32 },
+    #[error("it is of a node of the cluster {found}, and this node's cluster_id is {cluster}")]
+    OtherCluster { found: String, cluster: Arc<str> },
 }
 
 /// The redb errors that operations return all widen into `redb::Error`.
@@ -126,9 +129,12 @@ pub(crate) struct StoredIdentity {
 }
 
 impl Store {
-    /// Opens the store, which is made where it is missing, and counts a new
-    /// boot.
-    pub(crate) async fn open(data: Data) -> Result<(Self, StoredIdentity), StoreError> {
+    /// Opens the store of a node of this cluster, which is made where it is missing,
+    /// and counts a new boot.
+    pub(crate) async fn open(
+        data: Data,
+        cluster: Arc<str>,
+    ) -> Result<(Self, StoredIdentity), StoreError> {
         let is_slow = matches!(data, Data::Directory(_));
         run(is_slow, move || {
             let mut builder = Database::builder();
@@ -143,19 +149,27 @@ impl Store {
             };
             let database = Arc::new(database);
             let store = Self { database, is_slow };
-            let identity = store.boot()?;
+            let identity = store.boot(cluster)?;
             store.check()?;
             Ok((store, identity))
         })
         .await
     }
 
-    fn boot(&self) -> Result<StoredIdentity, StoreError> {
+    fn boot(&self, cluster: Arc<str>) -> Result<StoredIdentity, StoreError> {
         let transaction = self.database.begin_write()?;
         transaction.open_table(LOG)?;
         let format = get(&transaction, FORMAT)?.unwrap_or(FORMAT_VERSION);
         if format > FORMAT_VERSION {
             return Err(StoreError::NewerFormat { found: format });
+        }
+        // Before the first vote the node has not belonged to any.
+        let found: Option<String> = get(&transaction, CLUSTER)?;
+        let found = found.filter(|found| **found != *cluster);
+        if let Some(found) = found
+            && get::<Vote>(&transaction, VOTE)?.is_some()
+        {
+            return Err(StoreError::OtherCluster { found, cluster });
         }
         let node = match get(&transaction, NODE)? {
             Some(node) => node,
@@ -164,6 +178,7 @@ impl Store {
         };
         let boot = get::<u64>(&transaction, BOOT)?.unwrap_or(0) + 1;
         put(&transaction, FORMAT, &FORMAT_VERSION)?;
+        put(&transaction, CLUSTER, &*cluster)?;
         put(&transaction, NODE, &node)?;
         put(&transaction, BOOT, &boot)?;
         transaction.commit()?;
@@ -311,7 +326,7 @@ fn get<T: DeserializeOwned>(
     value.map(|bytes| decode(key, bytes.value())).transpose()
 }
 
-fn put<T: Serialize>(
+fn put<T: Serialize + ?Sized>(
     transaction: &WriteTransaction,
     key: &str,
     value: &T,
@@ -472,6 +487,10 @@ mod tests {
     use super::{super::state_machine::StateMachine, *};
     use crate::view::Command;
 
+    async fn open(data: Data) -> Result<(Store, StoredIdentity), StoreError> {
+        Store::open(data, "shop".into()).await
+    }
+
     fn in_directory(dir: &TempDir) -> Data {
         Data::Directory(dir.path().to_owned())
     }
@@ -482,7 +501,7 @@ mod tests {
     impl StoreBuilder<TypeConfig, Store, StateMachine, TempDir> for OnDisk {
         async fn build(&self) -> Result<(TempDir, Store, StateMachine), StorageError> {
             let dir = tempfile::tempdir().unwrap();
-            let (store, _) = Store::open(in_directory(&dir)).await.unwrap();
+            let (store, _) = open(in_directory(&dir)).await.unwrap();
             let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
             Ok((dir, store, state_machine))
         }
@@ -490,7 +509,7 @@ mod tests {
 
     impl StoreBuilder<TypeConfig, Store, StateMachine> for InMemory {
         async fn build(&self) -> Result<((), Store, StateMachine), StorageError> {
-            let (store, _) = Store::open(Data::Memory).await.unwrap();
+            let (store, _) = open(Data::Memory).await.unwrap();
             let (state_machine, _) = StateMachine::load(store.clone()).unwrap();
             Ok(((), store, state_machine))
         }
@@ -509,9 +528,9 @@ mod tests {
     #[tokio::test]
     async fn a_node_keeps_its_id_and_counts_its_boots() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, first) = Store::open(in_directory(&dir)).await.unwrap();
+        let (store, first) = open(in_directory(&dir)).await.unwrap();
         drop(store);
-        let (_store, second) = Store::open(in_directory(&dir)).await.unwrap();
+        let (_store, second) = open(in_directory(&dir)).await.unwrap();
         assert_eq!(second.node, first.node);
         assert_eq!(second.boot, first.boot + 1);
     }
@@ -519,16 +538,16 @@ mod tests {
     #[tokio::test]
     async fn a_store_that_is_open_elsewhere_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let _held = Store::open(in_directory(&dir)).await.unwrap();
+        let _held = open(in_directory(&dir)).await.unwrap();
         assert!(matches!(
-            Store::open(in_directory(&dir)).await,
+            open(in_directory(&dir)).await,
             Err(StoreError::InUse)
         ));
     }
 
     #[tokio::test]
     async fn what_is_sent_at_a_time_is_bounded_and_is_never_nothing() {
-        let (store, _) = Store::open(Data::Memory).await.unwrap();
+        let (store, _) = open(Data::Memory).await.unwrap();
         let transaction = store.database.begin_write().unwrap();
         for index in 1..5 {
             let command = Command::NodeUp {
@@ -551,7 +570,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_earlier_snapshot_does_not_replace_a_later_one() {
-        let (store, _) = Store::open(Data::Memory).await.unwrap();
+        let (store, _) = open(Data::Memory).await.unwrap();
         let meta = |index| SnapshotMeta {
             last_log_id: Some(LogId::new(CommittedLeaderId::new(1, NodeId(1)), index)),
             ..SnapshotMeta::default()
@@ -566,7 +585,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_value_is_an_error_at_opening() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = Store::open(in_directory(&dir)).await.unwrap();
+        let (store, _) = open(in_directory(&dir)).await.unwrap();
         let transaction = store.database.begin_write().unwrap();
         let garbage: &[u8] = b"\xc1garbage";
         transaction
@@ -577,7 +596,7 @@ mod tests {
         transaction.commit().unwrap();
         drop(store);
         assert!(matches!(
-            Store::open(in_directory(&dir)).await,
+            open(in_directory(&dir)).await,
             Err(StoreError::Damaged { key, .. }) if key == "log entry 7"
         ));
     }

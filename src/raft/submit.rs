@@ -252,7 +252,7 @@ mod tests {
 
     /// The submitter of a node that leads a cluster of its own.
     async fn leader() -> Submitter {
-        let storage = Storage::open(Data::Memory).await.unwrap();
+        let storage = Storage::open(Data::Memory, "c").await.unwrap();
         let me = Identity {
             cluster: "c".into(),
             node: storage.node,
