@@ -24,6 +24,20 @@ pub(super) async fn keep<F: Future<Output = bool>>(
 ) -> Sent {
     let mut latencies = Latencies::new();
     let (mut messages, mut failed) = (0, 0);
+    let mut count = |begin: Instant, well: bool| {
+        latencies.record(begin.elapsed());
+        messages += 1;
+        failed += u64::from(!well);
+    };
+    // Whoever sends one at a time has nothing to choose from, which takes another
+    // round of the arbiter.
+    while in_flight == 1 {
+        let begin = Instant::now();
+        if begin >= until {
+            break;
+        }
+        count(begin, unconstrained(send(stock.item())).await);
+    }
     let mut pending = FuturesUnordered::new();
     loop {
         while pending.len() < in_flight {
@@ -35,11 +49,7 @@ pub(super) async fn keep<F: Future<Output = bool>>(
             pending.push(async move { (begin, sending.await) });
         }
         match unconstrained(pending.next()).await {
-            Some((begin, well)) => {
-                latencies.record(begin.elapsed());
-                messages += 1;
-                failed += u64::from(!well);
-            }
+            Some((begin, well)) => count(begin, well),
             None => break,
         }
     }
