@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    iter::successors,
+    iter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,17 +25,12 @@ use openraft::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use super::{clocks::Clocks, election::PreVote, types::TypeConfig};
+use super::{HEARTBEAT, clocks::Clocks, election::PreVote, types::TypeConfig};
 use crate::{
     connections::Connections,
     proto::{RaftRequest, raft_request::Kind},
     view::{NodeId, View},
 };
-
-/// The pauses between two attempts to reach a node that does not answer: the
-/// first one, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 #[derive(Clone)]
 pub(crate) struct Network {
@@ -160,11 +155,10 @@ impl RaftNetwork<TypeConfig> for Connection {
         self.call(Kind::Snapshot, &request, option).await
     }
 
+    /// Who does not answer is asked as often as the others, so that it is found back
+    /// before it is evicted.
     fn backoff(&self) -> Backoff {
-        let pauses = successors(Some(FIRST_PAUSE), |pause| {
-            Some((*pause * 2).min(LONGEST_PAUSE))
-        });
-        Backoff::new(pauses)
+        Backoff::new(iter::repeat(HEARTBEAT))
     }
 
     async fn vote(

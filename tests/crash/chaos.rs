@@ -171,9 +171,10 @@ pub(crate) fn run(dir: &Path, rounds: u64, seed: u64) -> History {
             Deed::Pause | Deed::Freeze => {
                 let pause = match deed {
                     Deed::Pause => random.random_range(50..3_000),
-                    // More than a link bears: its messages are given up by
-                    // their senders, and arrive all the same.
-                    _ => 9_000,
+                    // More than a link bears, and less than the leader does: its
+                    // messages are given up by their senders, and arrive all the
+                    // same.
+                    _ => 8_000,
                 };
                 nodes[victim].process.signal("-STOP");
                 // This is what is done to it.

@@ -36,8 +36,8 @@ const CALM: Duration = Duration::from_secs(10);
 /// When what was before has no effect any more: a connection that is dead has been
 /// found so.
 const STILL_AFTER: Duration = Duration::from_secs(7);
-/// So recently a node has heard from its leader then: a heartbeat's
-/// interval, and what two segments and the steps of the simulation take.
+/// So recently a node has heard from its leader then: a heartbeat's interval, and
+/// what two segments and the steps of the simulation take.
 const HEARD_WITHIN: Duration = Duration::from_millis(300);
 const VOTERS: usize = 5;
 
