@@ -66,5 +66,10 @@ fn a_wiped_node_joins_the_cluster_of_the_others() {
         assert_eq!(nodes[wiped].boot, 1);
         all_hear(&mut nodes, wiped);
         assert!(!nodes[wiped].log().contains("formed the cluster"));
+        // Until then the next to die is one of two that can vote.
+        let new = nodes[wiped].id.clone();
+        nodes[wiped].until("it votes in place of the other", |picture| {
+            picture.votes(&new) && !picture.has(&id)
+        });
     }
 }

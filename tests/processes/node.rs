@@ -205,6 +205,11 @@ impl Picture {
         lines.any(|line| line.contains(node) && line.contains(namespace))
     }
 
+    pub(crate) fn votes(&self, node: &str) -> bool {
+        let mut lines = self.nodes.iter();
+        lines.any(|line| line.contains(node) && line.contains(" votes,"))
+    }
+
     pub(crate) fn voters(&self) -> usize {
         self.nodes
             .iter()

@@ -31,12 +31,14 @@ pub(super) async fn keep<F: Future<Output = bool>>(
     };
     // Whoever sends one at a time has nothing to choose from, which takes another
     // round of the arbiter.
-    while in_flight == 1 {
-        let begin = Instant::now();
-        if begin >= until {
-            break;
+    if in_flight == 1 {
+        loop {
+            let begin = Instant::now();
+            if begin >= until {
+                break;
+            }
+            count(begin, unconstrained(send(stock.item())).await);
         }
-        count(begin, unconstrained(send(stock.item())).await);
     }
     let mut pending = FuturesUnordered::new();
     loop {
