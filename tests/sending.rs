@@ -400,7 +400,8 @@ async fn a_message_may_ask_its_node_when_it_is_dropped_for_its_type_is_another_o
     let other = builder().peers([node.address()]).start().await.unwrap();
     let partings = node.namespace::<Parting>("partings");
     let receiver = partings.receiver(1);
-    receiver.ready().await.unwrap();
+    let is_known = || other.status().receivers.contains_key("partings");
+    until("the other node has heard of the receiver", is_known).await;
     partings.do_send(Parting::default());
     // It waits as it is, for a recipient of this node.
     let asked = node.clone();
@@ -409,10 +410,7 @@ async fn a_message_may_ask_its_node_when_it_is_dropped_for_its_type_is_another_o
         last: Some(Box::new(asks)),
     });
     receiver.close().await.unwrap();
-    until("the other node has heard that the name is free", || {
-        !other.status().receivers.contains_key("partings")
-    })
-    .await;
+    until("the other node has heard of its end", || !is_known()).await;
     let events = other.namespace::<Event>("partings").receiver(1);
     events.ready().await.unwrap();
     let refused = refused.await;
