@@ -259,6 +259,8 @@ pub struct ShutdownError {
     pub unanswered: usize,
     /// Messages from other nodes that recipients here were still handling.
     pub handling: usize,
+    /// Nodes that had not read all replies to what they had asked.
+    pub unread: usize,
     /// How long it was tried.
     pub waited: Duration,
 }
@@ -268,8 +270,8 @@ impl fmt::Display for ShutdownError {
         write!(
             f,
             "gave up after {:?}: messages without a receiver: {}, without an answer: {}, \
-             and still being handled: {}",
-            self.waited, self.undelivered, self.unanswered, self.handling
+             and still being handled: {}; nodes that had not read their replies: {}",
+            self.waited, self.undelivered, self.unanswered, self.handling, self.unread
         )
     }
 }

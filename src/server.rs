@@ -37,6 +37,8 @@ pub(crate) struct Server {
     pub(crate) relays: Arc<Relays>,
     /// Counts the links that are being read.
     pub(crate) tasks: TaskTracker,
+    /// Counts those whose peers have replies to read.
+    pub(crate) replying: TaskTracker,
     /// The latest link from each node; it ends an earlier one.
     pub(crate) links: Mutex<HashMap<NodeId, Arc<Incoming>>>,
     /// Ends them.
@@ -113,7 +115,11 @@ impl peer_server::Peer for Server {
             .and_then(|frame| frame.open)
             .ok_or_else(|| Status::invalid_argument("the first frame has to open the link"))?;
         let answer = self.answer(&open);
-        let incoming = Incoming::new(NodeId::from(open.node), self.max_message);
+        let incoming = Incoming::new(
+            NodeId::from(open.node),
+            self.max_message,
+            self.replying.clone(),
+        );
         incoming.answer(answer);
         if answer == Answer::Welcome {
             info!(node = %self.me.node, peer = %incoming.peer, "incoming link opened");

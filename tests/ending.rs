@@ -3,16 +3,30 @@
 mod common;
 
 use std::{
+    io,
     net::TcpListener,
-    sync::Arc,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context as Task, Poll, ready},
     time::{Duration, Instant},
 };
 
 use common::*;
-use dchan::{Cluster, DeliveryError, RegisterError, Runtime, SendError, prelude::*};
+use dchan::{
+    Builder, Cluster, DeliveryError, RegisterError, Runtime, SendError,
+    prelude::*,
+    transport::{BoxFuture, Connection, Listener, Tcp, Transport},
+};
 use futures_util::{StreamExt, future::join_all};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{Notify, oneshot},
+    time::Interval,
+};
 
 #[actix::test]
 async fn a_shutdown_frees_the_port_and_ends_the_thread() {
@@ -151,8 +165,12 @@ struct Fetch;
 #[derive(Serialize, Deserialize)]
 struct Record(#[serde(with = "serde_bytes")] Vec<u8>);
 
-/// Replies when it is told to.
-struct Archive(Arc<Notify>);
+/// Tells that it has been asked, and replies when it is told to.
+#[derive(Clone, Default)]
+struct Archive {
+    asked: Arc<Notify>,
+    told: Arc<Notify>,
+}
 
 impl Actor for Archive {
     type Context = Context<Self>;
@@ -162,33 +180,191 @@ impl Handler<Fetch> for Archive {
     type Result = ResponseFuture<Record>;
 
     fn handle(&mut self, _: Fetch, _: &mut Context<Self>) -> Self::Result {
-        let told = self.0.clone();
+        self.asked.notify_one();
+        let told = self.told.clone();
         Box::pin(async move {
             told.notified().await;
-            Record(vec![7; 40 << 20])
+            Record(vec![7; 8 << 20])
         })
     }
+}
+
+/// TCP that carries so many bytes every ten milliseconds, each way, over what this
+/// node connects to.
+#[derive(Clone, Debug)]
+struct Narrow(Arc<AtomicUsize>);
+
+impl Narrow {
+    fn new() -> Self {
+        Self(Arc::new(AtomicUsize::new(20 << 10)))
+    }
+
+    fn close(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Transport for Narrow {
+    fn listen<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
+        Tcp.listen(addr)
+    }
+
+    fn connect<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
+        Box::pin(async move {
+            let tcp = Tcp.connect(addr).await?;
+            let (down, up) = (Budget::of(self), Budget::of(self));
+            Ok(Box::new(NarrowConnection { tcp, down, up }) as _)
+        })
+    }
+}
+
+/// How many bytes may go one way now.
+struct Budget {
+    width: Arc<AtomicUsize>,
+    left: usize,
+    refill: Interval,
+}
+
+impl Budget {
+    fn of(narrow: &Narrow) -> Self {
+        Self {
+            width: narrow.0.clone(),
+            left: 0,
+            refill: tokio::time::interval(Duration::from_millis(10)),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Task<'_>) -> Poll<usize> {
+        while self.left == 0 {
+            ready!(self.refill.poll_tick(cx));
+            self.left = self.width.load(Ordering::Relaxed);
+        }
+        Poll::Ready(self.left)
+    }
+}
+
+struct NarrowConnection {
+    tcp: Box<dyn Connection>,
+    down: Budget,
+    up: Budget,
+}
+
+impl AsyncRead for NarrowConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Task<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let most = ready!(self.down.poll(cx));
+        let mut bytes = vec![0; most.min(buf.remaining())];
+        let mut part = ReadBuf::new(&mut bytes);
+        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut part))?;
+        self.down.left -= part.filled().len();
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for NarrowConnection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Task<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let most = ready!(self.up.poll(cx)).min(buf.len());
+        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &buf[..most]))?;
+        self.up.left -= written;
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+/// Starts a node with an archive.
+async fn with_archive(builder: Builder) -> (Cluster, Archive) {
+    let node = builder.start().await.expect("it starts");
+    let archive = Archive::default();
+    let recipient = archive.clone().start().recipient();
+    let registration = node.namespace::<Fetch>("archive").subscribe(recipient);
+    registration.ready().await.expect("it is agreed");
+    registration.detach();
+    (node, archive)
 }
 
 #[actix::test]
 async fn a_reply_on_its_way_from_a_node_that_leaves_arrives() {
     // The one that asks leads, and so is the first to know that the other left.
-    let first = builder().start().await.unwrap();
+    let first = builder().transport(Narrow::new()).start().await.unwrap();
     let peer = [first.status().address];
-    let second = builder().peers(peer).start().await.unwrap();
-    let told = Arc::new(Notify::new());
-    let archive = Archive(told.clone()).start();
-    let theirs = second.namespace::<Fetch>("archive");
-    let registration = theirs.subscribe(archive.recipient());
-    registration.ready().await.unwrap();
+    let patient = builder().drain_timeout(Duration::from_secs(60));
+    let (second, archive) = with_archive(patient.peers(peer)).await;
 
     let reply = first.namespace::<Fetch>("archive").send(Fetch);
-    until("it is asked", || first.status().traffic.under_way == 1).await;
+    archive.asked.notified().await;
     let left = actix::spawn(second.shutdown());
-    told.notify_one();
-    assert_eq!(reply.await.unwrap().0.len(), 40 << 20);
+    archive.told.notify_one();
+    assert_eq!(reply.await.unwrap().0.len(), 8 << 20);
     left.await.unwrap().unwrap();
     first.shutdown().await.unwrap();
+}
+
+#[actix::test]
+async fn a_shutdown_gives_up_a_reply_that_is_not_read() {
+    let first = builder().start().await.unwrap();
+    let peer = [first.status().address];
+    let hasty = builder().drain_timeout(Duration::from_secs(1));
+    let (second, archive) = with_archive(hasty.peers(peer.clone())).await;
+    let narrow = Narrow::new();
+    let asking = builder().transport(narrow.clone()).peers(peer);
+    let asking = asking.start().await.unwrap();
+
+    let reply = asking.namespace::<Fetch>("archive").send(Fetch);
+    archive.asked.notified().await;
+    narrow.close();
+    archive.told.notify_one();
+    let error = second.shutdown().await.unwrap_err();
+    assert_eq!((error.unread, error.handling), (1, 0), "{error}");
+    let lost = reply.await.map(|record| record.0.len());
+    assert!(matches!(lost, Err(DeliveryError::Lost { .. })), "{lost:?}");
+    asking.shutdown().await.unwrap();
+    first.shutdown().await.unwrap();
+}
+
+#[derive(Clone, Message, Serialize, Deserialize)]
+#[rtype(result = "()")]
+struct Page(#[serde(with = "serde_bytes")] Vec<u8>);
+
+#[actix::test]
+async fn what_is_on_its_way_to_a_node_that_leaves_is_handed_back() {
+    // The one that sends leads, and so is the first to know that the other left.
+    let first = builder().transport(Narrow::new()).start().await.unwrap();
+    let peer = [first.status().address];
+    let second = builder().peers(peer.clone()).start().await.unwrap();
+    let third = builder().peers(peer).start().await.unwrap();
+    let stalled = second.namespace::<Page>("pages").receiver(4);
+    stalled.ready().await.unwrap();
+    let pages = first.namespace::<Page>("pages");
+    let page = Page(vec![7; 4 << 10]);
+    let deliveries: Vec<_> = (0..200).map(|_| pages.deliver(page.clone())).collect();
+    until("some are under way", || {
+        first.status().traffic.under_way > 0
+    })
+    .await;
+
+    let mut reader = third.namespace::<Page>("pages").receiver(200);
+    second.shutdown().await.unwrap();
+    let there = third.status().node;
+    for delivery in deliveries {
+        assert!(reader.next().await.is_some());
+        assert_eq!(delivery.await, Ok(there));
+    }
+    shut_down(vec![third, first]).await;
 }
 
 #[actix::test]

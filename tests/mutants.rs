@@ -158,11 +158,18 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &["--test", "sending", "after_its_deadline"],
     },
     Mutant {
+        name: "leave-before-replies-are-read",
+        file: "src/cluster/node.rs",
+        sound: "        let _ = timeout_at(deadline, self.replying.wait()).await;\n",
+        faulty: "",
+        caught_by: &["--test", "ending", "a_reply_on_its_way"],
+    },
+    Mutant {
         name: "cut-links-to-who-leaves",
         file: "src/link/outgoing.rs",
         sound: "                link.finish();",
         faulty: "                link.stop.cancel();",
-        caught_by: &["--test", "ending", "a_reply_on_its_way"],
+        caught_by: &["--test", "ending", "what_is_on_its_way"],
     },
     Mutant {
         name: "stand-without-asking",

@@ -317,9 +317,9 @@ impl Cluster {
     /// handle.
     ///
     /// New sends fail with `Closed`; what has been sent is delivered, as far as
-    /// anybody receives it; recipients finish what they have begun, and what
-    /// they have not begun is handed back to be delivered elsewhere; the cluster
-    /// is told; everything ends. A node alone just stops.
+    /// anybody receives it; recipients finish what they have begun, and the nodes
+    /// that asked read the replies; what they have not begun is handed back to
+    /// be delivered elsewhere; the cluster is told; everything ends. A node alone just stops.
     ///
     /// # Errors
     ///

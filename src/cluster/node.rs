@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -60,6 +60,8 @@ pub(super) struct Running {
     tasks: TaskTracker,
     /// The links from other nodes.
     incoming: TaskTracker,
+    /// Those of them whose peers have replies to read.
+    replying: TaskTracker,
     server: Option<JoinHandle<Result<(), tonic::transport::Error>>>,
 }
 
@@ -101,6 +103,7 @@ pub(super) async fn start(
 
     let stop = CancellationToken::new();
     let (tasks, incoming) = (TaskTracker::new(), TaskTracker::new());
+    let replying = TaskTracker::new();
     let here = Here::new(stop.clone());
     let inbox = Arc::new(Inbox::new(wanted));
     let relays = Arc::new(Relays::default());
@@ -122,6 +125,7 @@ pub(super) async fn start(
         broadcast_room: Room::new(broadcast::ROOM, LARGEST),
         relays: relays.clone(),
         tasks: incoming.clone(),
+        replying: replying.clone(),
         links: Mutex::default(),
         stop: stop.clone(),
     })
@@ -154,6 +158,7 @@ pub(super) async fn start(
         connections,
         tasks,
         incoming,
+        replying,
         server,
     };
     let parts = Parts {
@@ -245,9 +250,12 @@ impl Running {
         // nowhere to go but to others.
         let handling = node.inbox.close();
         let handled = join_all(handling.iter().map(|handling| handling.wait()));
-        let _ = tokio::time::timeout_at(deadline, handled).await;
+        let _ = timeout_at(deadline, handled).await;
         let drained = join_all(outboxes.iter().map(|outbox| outbox.drained()));
-        let _ = tokio::time::timeout_at(deadline, drained).await;
+        let _ = timeout_at(deadline, drained).await;
+        // Once the peers know that it leaves they do not wait for long.
+        self.replying.close();
+        let _ = timeout_at(deadline, self.replying.wait()).await;
 
         let (mut undelivered, mut unanswered) = (0, 0);
         for outbox in &outboxes {
@@ -256,6 +264,7 @@ impl Running {
             unanswered += under_way;
         }
         let handling = handling.iter().map(TaskTracker::len).sum();
+        let unread = self.replying.len();
         // However busy the node was, the cluster should know that it goes.
         if self.raft.clone().send(LeaveCluster).await.is_err() {
             warn!(node = %node.me.node, "Raft had stopped before the node left");
@@ -264,12 +273,13 @@ impl Running {
         // is answered.
         self.incoming.close();
         let _ = timeout(LINGER, self.incoming.wait()).await;
-        match (undelivered, unanswered, handling) {
-            (0, 0, 0) => Ok(()),
+        match (undelivered, unanswered, handling, unread) {
+            (0, 0, 0, 0) => Ok(()),
             _ => Err(ShutdownError {
                 undelivered,
                 unanswered,
                 handling,
+                unread,
                 waited: begun.elapsed(),
             }),
         }

@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use futures_core::Stream;
 use futures_util::task::AtomicWaker;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 use tonic::Status;
 
 use super::{
@@ -58,6 +61,8 @@ pub(crate) struct Incoming {
     replies: AtomicWaker,
     /// Nothing more is read or heard.
     over: CancellationToken,
+    /// Counts the links whose peers have replies to read.
+    replying: TaskTracker,
 }
 
 #[derive(Default)]
@@ -71,6 +76,10 @@ struct Shared {
     large: VecDeque<(u32, u64, Sending)>,
     /// What all of these have that is not sent, in bytes.
     waiting: usize,
+    /// Held until the peer has read all replies.
+    replying: Option<TaskTrackerToken>,
+    /// The peer reads no more.
+    gone: bool,
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
@@ -89,13 +98,14 @@ struct UnderWay {
 }
 
 impl Incoming {
-    pub(crate) fn new(peer: NodeId, max_reply: usize) -> Arc<Self> {
+    pub(crate) fn new(peer: NodeId, max_reply: usize, replying: TaskTracker) -> Arc<Self> {
         Arc::new(Self {
             peer,
             max_reply,
             shared: Mutex::default(),
             replies: AtomicWaker::new(),
             over: CancellationToken::new(),
+            replying,
         })
     }
 
@@ -109,6 +119,7 @@ impl Incoming {
         let mut shared = self.shared();
         let idle = shared.is_idle();
         what(&mut shared);
+        shared.look_whether_read();
         drop(shared);
         if idle {
             self.replies.wake();
@@ -298,23 +309,30 @@ impl Lane {
             Err(reason) => reply::Result::None(reason),
         };
         let channel = self.channel;
-        self.incoming.say(|shared| match result {
-            reply::Result::Value(value) if value.len() > INLINE_BYTES => {
-                shared.waiting += value.len();
-                let mut reply = Sending::new(value);
-                if self.incoming.is_over() {
-                    reply.proceed();
-                }
-                shared.large.push_back((channel, sequence, reply));
+        self.incoming.say(|shared| {
+            if shared.gone {
+                return;
             }
-            result => {
-                let reply = proto::Reply {
-                    channel,
-                    sequence,
-                    result: Some(result),
-                };
-                shared.waiting += size_of_reply(&reply);
-                shared.replies.push(reply);
+            let replying = || self.incoming.replying.token();
+            shared.replying.get_or_insert_with(replying);
+            match result {
+                reply::Result::Value(value) if value.len() > INLINE_BYTES => {
+                    shared.waiting += value.len();
+                    let mut reply = Sending::new(value);
+                    if self.incoming.is_over() {
+                        reply.proceed();
+                    }
+                    shared.large.push_back((channel, sequence, reply));
+                }
+                result => {
+                    let reply = proto::Reply {
+                        channel,
+                        sequence,
+                        result: Some(result),
+                    };
+                    shared.waiting += size_of_reply(&reply);
+                    shared.replies.push(reply);
+                }
             }
         });
     }
@@ -350,6 +368,13 @@ impl Shared {
             && !self.pace.owes()
             && (self.replies.is_empty() || !self.pace.is_open())
             && (!large || self.pace.chunk() == 0)
+    }
+
+    /// Nobody needs to wait for the peer once it has read all replies.
+    fn look_whether_read(&mut self) {
+        if self.waiting == 0 && self.pace.is_read() {
+            self.replying = None;
+        }
     }
 
     /// Whether the peer has been told the verdict on a message, which it has to
@@ -465,6 +490,7 @@ impl Shared {
             false => Content::Mixed,
         };
         frame.mark = self.pace.wrote(bytes, chunk, content);
+        self.look_whether_read();
         frame
     }
 }
@@ -506,6 +532,12 @@ impl Stream for Replies {
 impl Drop for Replies {
     fn drop(&mut self) {
         self.incoming.over.cancel();
+        let mut shared = self.incoming.shared();
+        shared.gone = true;
+        shared.replies.clear();
+        shared.large.clear();
+        shared.waiting = 0;
+        shared.replying = None;
     }
 }
 
@@ -515,7 +547,7 @@ mod tests {
 
     #[test]
     fn verdicts_wait_while_many_replies_do_and_come_before_their_own() {
-        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX, TaskTracker::new());
         let lane = Lane::new(incoming.clone(), 0, "T".into());
         let frame = || {
             let frame = incoming.shared().frame();
@@ -549,8 +581,32 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_is_waited_for_until_it_has_read_its_replies_or_is_gone() {
+        let replying = TaskTracker::new();
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX, replying.clone());
+        let lane = Lane::new(incoming.clone(), 0, "T".into());
+        let reply = |size| lane.reply(0, Ok(Bytes::from(vec![0; size])));
+        reply(1);
+        assert_eq!(replying.len(), 1);
+        assert_eq!(incoming.shared().frame().mark, 0, "it is too small for one");
+        assert_eq!(replying.len(), 0);
+
+        reply(INLINE_BYTES);
+        let mark = incoming.shared().frame().mark;
+        assert_eq!(replying.len(), 1, "it is sent and not read");
+        incoming.heard(0, mark).unwrap();
+        assert_eq!(replying.len(), 0);
+
+        reply(2 * INLINE_BYTES);
+        drop(incoming.into_replies());
+        assert_eq!(replying.len(), 0);
+        reply(1);
+        assert_eq!(replying.len(), 0, "nobody will read it");
+    }
+
+    #[test]
     fn answers_that_the_peer_does_not_read_have_a_bound() {
-        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX, TaskTracker::new());
         let broadcast = proto::Broadcast {
             addressees: vec![proto::Addressee::default(); UNREAD_BYTES / 4 / size_of::<u64>()],
             ..proto::Broadcast::default()
@@ -566,7 +622,7 @@ mod tests {
 
     #[test]
     fn verdicts_wait_for_no_reply_of_their_own() {
-        let incoming = Incoming::new(NodeId::from(1), usize::MAX);
+        let incoming = Incoming::new(NodeId::from(1), usize::MAX, TaskTracker::new());
         let lane = Lane::new(incoming.clone(), 0, "T".into());
         lane.settle(0, Verdict::Accepted);
         lane.reply(0, Ok(Bytes::from(vec![0; 2 * WAITING_BYTES])));

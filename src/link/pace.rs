@@ -165,6 +165,11 @@ impl Pace {
         }
     }
 
+    /// Whether the peer has read all but what no mark is set behind.
+    pub(super) fn is_read(&self) -> bool {
+        self.released || self.all.ahead() < MARK_BYTES
+    }
+
     /// Whether the peer waits for a mark.
     pub(super) fn owes(&self) -> bool {
         self.to_return != 0
