@@ -372,7 +372,7 @@ impl Shared {
 
     /// Nobody needs to wait for the peer once it has read all replies.
     fn look_whether_read(&mut self) {
-        if self.waiting == 0 && self.pace.is_read() {
+        if self.replying.is_some() && self.waiting == 0 && self.pace.is_read() {
             self.replying = None;
         }
     }
