@@ -259,7 +259,8 @@ pub struct ShutdownError {
     pub unanswered: usize,
     /// Messages from other nodes that recipients here were still handling.
     pub handling: usize,
-    /// Nodes that had not read all replies to what they had asked.
+    /// Nodes that had not read all replies to what they had asked. One whose
+    /// connection broke meanwhile is not counted.
     pub unread: usize,
     /// How long it was tried.
     pub waited: Duration,

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, oneshot},
-    time::Interval,
+    time::{Interval, timeout},
 };
 
 #[actix::test]
@@ -195,12 +195,14 @@ impl Handler<Fetch> for Archive {
 struct Narrow(Arc<AtomicUsize>);
 
 impl Narrow {
+    const WIDTH: usize = 20 << 10;
+
     fn new() -> Self {
-        Self(Arc::new(AtomicUsize::new(20 << 10)))
+        Self(Arc::new(AtomicUsize::new(Self::WIDTH)))
     }
 
-    fn close(&self) {
-        self.0.store(0, Ordering::Relaxed);
+    fn set(&self, width: usize) {
+        self.0.store(width, Ordering::Relaxed);
     }
 }
 
@@ -236,7 +238,11 @@ impl Budget {
 
     fn poll(&mut self, cx: &mut Task<'_>) -> Poll<usize> {
         while self.left == 0 {
-            ready!(self.refill.poll_tick(cx));
+            let due = ready!(self.refill.poll_tick(cx));
+            // Nothing is saved up while there is little to carry.
+            if due.elapsed() > Duration::from_millis(50) {
+                self.refill.reset();
+            }
             self.left = self.width.load(Ordering::Relaxed);
         }
         Poll::Ready(self.left)
@@ -315,10 +321,34 @@ async fn a_reply_on_its_way_from_a_node_that_leaves_arrives() {
 }
 
 #[actix::test]
+async fn a_shutdown_waits_for_the_handlers_of_who_receives_no_more() {
+    let first = builder().start().await.unwrap();
+    let second = builder().peers([first.status().address]).start();
+    let second = second.await.unwrap();
+    let archive = Archive::default();
+    let recipient = archive.clone().start().recipient();
+    let registration = second.namespace::<Fetch>("archive").subscribe(recipient);
+    registration.ready().await.unwrap();
+
+    let reply = first.namespace::<Fetch>("archive").send(Fetch);
+    archive.asked.notified().await;
+    drop(registration);
+    let nobody = || first.status().receivers.is_empty();
+    until("nobody receives any more", nobody).await;
+    let mut left = actix::spawn(second.shutdown());
+    let early = timeout(Duration::from_secs(1), &mut left).await;
+    assert!(early.is_err(), "it has not waited");
+    archive.told.notify_one();
+    assert_eq!(reply.await.unwrap().0.len(), 8 << 20);
+    left.await.unwrap().unwrap();
+    first.shutdown().await.unwrap();
+}
+
+#[actix::test]
 async fn a_shutdown_gives_up_a_reply_that_is_not_read() {
     let first = builder().start().await.unwrap();
     let peer = [first.status().address];
-    let hasty = builder().drain_timeout(Duration::from_secs(1));
+    let hasty = builder().drain_timeout(Duration::from_secs(3));
     let (second, archive) = with_archive(hasty.peers(peer.clone())).await;
     let narrow = Narrow::new();
     let asking = builder().transport(narrow.clone()).peers(peer);
@@ -326,10 +356,11 @@ async fn a_shutdown_gives_up_a_reply_that_is_not_read() {
 
     let reply = asking.namespace::<Fetch>("archive").send(Fetch);
     archive.asked.notified().await;
-    narrow.close();
+    narrow.set(0);
     archive.told.notify_one();
     let error = second.shutdown().await.unwrap_err();
     assert_eq!((error.unread, error.handling), (1, 0), "{error}");
+    narrow.set(Narrow::WIDTH);
     let lost = reply.await.map(|record| record.0.len());
     assert!(matches!(lost, Err(DeliveryError::Lost { .. })), "{lost:?}");
     asking.shutdown().await.unwrap();
@@ -357,13 +388,14 @@ async fn what_is_on_its_way_to_a_node_that_leaves_is_handed_back() {
     })
     .await;
 
-    let mut reader = third.namespace::<Page>("pages").receiver(200);
+    let reader = third.namespace::<Page>("pages").receiver(4);
+    let reading = actix::spawn(reader.take(200).count());
     second.shutdown().await.unwrap();
     let there = third.status().node;
     for delivery in deliveries {
-        assert!(reader.next().await.is_some());
         assert_eq!(delivery.await, Ok(there));
     }
+    assert_eq!(reading.await.unwrap(), 200);
     shut_down(vec![third, first]).await;
 }
 

@@ -158,6 +158,13 @@ const MUTANTS: &[Mutant] = &[
         caught_by: &["--test", "sending", "after_its_deadline"],
     },
     Mutant {
+        name: "forget-who-receives-no-more",
+        file: "src/inbox/channel.rs",
+        sound: "                state.leaving.push(slot.handling);",
+        faulty: "                drop(slot.handling);",
+        caught_by: &["--test", "ending", "a_shutdown_waits_for_the_handlers"],
+    },
+    Mutant {
         name: "leave-before-replies-are-read",
         file: "src/cluster/node.rs",
         sound: "        let _ = timeout_at(deadline, self.replying.wait()).await;\n",

@@ -38,6 +38,8 @@ struct State<M: RemoteMessage> {
     /// Where the next message goes, as an index that may be past the end.
     turn: usize,
     next_id: u64,
+    /// What recipients that have been removed are still at.
+    leaving: Vec<TaskTracker>,
     origins: Vec<Weak<dyn Origin<M>>>,
     /// The node shuts down: nobody registers any more.
     closed: bool,
@@ -96,6 +98,7 @@ impl<M: RemoteMessage> Channel<M> {
                 recipients: Vec::new(),
                 turn: 0,
                 next_id: 0,
+                leaving: Vec::new(),
                 origins: Vec::new(),
                 closed,
             }),
@@ -156,12 +159,15 @@ impl<M: RemoteMessage> Channel<M> {
     /// back to its senders if there are none; its copies of broadcasts are
     /// dropped. `left` is what it had in hand.
     fn take_out(&self, id: u64, left: Option<Arrived<M>>) {
-        let mut state = self.state();
+        let mut guard = self.state();
+        let state = &mut *guard;
         let position = state.recipients.iter().position(|slot| slot.id == id);
         let slot = position.map(|position| state.recipients.remove(position));
         let (queue, waker) = slot
             .map(|slot| {
                 slot.handling.close();
+                state.leaving.push(slot.handling);
+                state.leaving.retain(|handling| !handling.is_empty());
                 (slot.queue, slot.waker)
             })
             .unwrap_or_default();
@@ -173,7 +179,7 @@ impl<M: RemoteMessage> Channel<M> {
         let wakers = state.distribute();
         let nobody = state.recipients.is_empty();
         let returned = nobody.then(|| std::mem::take(&mut state.backlog));
-        drop(state);
+        drop(guard);
         wakers.into_iter().chain(waker).for_each(Waker::wake);
         if nobody && position.is_some() {
             self.tell_origins();
@@ -424,21 +430,11 @@ impl<M: RemoteMessage> Inlet for Channel<M> {
 
 impl<M: RemoteMessage> AnyChannel for Channel<M> {
     fn close(&self) -> Vec<TaskTracker> {
-        let mut state = self.state();
-        state.closed = true;
-        let recipients: Vec<_> = state
-            .recipients
-            .iter()
-            .map(|slot| (slot.id, slot.handling.clone()))
-            .collect();
-        drop(state);
-        for (id, _) in &recipients {
-            self.remove(*id);
+        self.state().closed = true;
+        for id in self.recipients() {
+            self.remove(id);
         }
-        recipients
-            .into_iter()
-            .map(|(_, handling)| handling)
-            .collect()
+        std::mem::take(&mut self.state().leaving)
     }
 }
 

@@ -76,10 +76,8 @@ struct Shared {
     large: VecDeque<(u32, u64, Sending)>,
     /// What all of these have that is not sent, in bytes.
     waiting: usize,
-    /// Held until the peer has read all replies.
+    /// Held until the peer has read all replies, or ends the link.
     replying: Option<TaskTrackerToken>,
-    /// The peer reads no more.
-    gone: bool,
     /// For messages that come in chunks.
     proceeds: Vec<proto::Proceed>,
     confirmations: Vec<proto::Confirmation>,
@@ -139,8 +137,9 @@ impl Incoming {
         for (.., reply) in &mut shared.large {
             reply.proceed();
         }
-        drop(shared);
+        shared.replying = None;
         self.over.cancel();
+        drop(shared);
         self.replies.wake();
     }
 
@@ -310,16 +309,15 @@ impl Lane {
         };
         let channel = self.channel;
         self.incoming.say(|shared| {
-            if shared.gone {
-                return;
+            let over = self.incoming.is_over();
+            if shared.replying.is_none() && !over {
+                shared.replying = Some(self.incoming.replying.token());
             }
-            let replying = || self.incoming.replying.token();
-            shared.replying.get_or_insert_with(replying);
             match result {
                 reply::Result::Value(value) if value.len() > INLINE_BYTES => {
                     shared.waiting += value.len();
                     let mut reply = Sending::new(value);
-                    if self.incoming.is_over() {
+                    if over {
                         reply.proceed();
                     }
                     shared.large.push_back((channel, sequence, reply));
@@ -531,13 +529,9 @@ impl Stream for Replies {
 /// The peer has gone, or its stream was cut.
 impl Drop for Replies {
     fn drop(&mut self) {
-        self.incoming.over.cancel();
         let mut shared = self.incoming.shared();
-        shared.gone = true;
-        shared.replies.clear();
-        shared.large.clear();
-        shared.waiting = 0;
         shared.replying = None;
+        self.incoming.over.cancel();
     }
 }
 
@@ -581,7 +575,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_waited_for_until_it_has_read_its_replies_or_is_gone() {
+    fn a_peer_is_waited_for_until_it_has_read_its_replies_or_ends_the_link() {
         let replying = TaskTracker::new();
         let incoming = Incoming::new(NodeId::from(1), usize::MAX, replying.clone());
         let lane = Lane::new(incoming.clone(), 0, "T".into());
@@ -598,6 +592,7 @@ mod tests {
         assert_eq!(replying.len(), 0);
 
         reply(2 * INLINE_BYTES);
+        assert_eq!(replying.len(), 1);
         drop(incoming.into_replies());
         assert_eq!(replying.len(), 0);
         reply(1);

@@ -167,7 +167,7 @@ impl Pace {
 
     /// Whether the peer has read all but what no mark is set behind.
     pub(super) fn is_read(&self) -> bool {
-        self.released || self.all.ahead() < MARK_BYTES
+        self.released || self.marks.is_empty()
     }
 
     /// Whether the peer waits for a mark.
