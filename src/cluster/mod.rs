@@ -137,8 +137,9 @@ impl Builder {
     ///
     /// Resolves before the node belongs to a cluster, which takes the server;
     /// wait for [`Cluster::joined`] when that is up. Say `tcp_nodelay` where the
-    /// server accepts connections, or requests take 40 ms longer. On a graceful
-    /// stop, shut the cluster down first: its streams end with it.
+    /// server accepts connections, or requests take 40 ms longer, and
+    /// `http2_keepalive_interval`, or who has fallen silent is not noticed there.
+    /// On a graceful stop, shut the cluster down first: its streams end with it.
     ///
     /// # Errors
     ///
@@ -319,7 +320,8 @@ impl Cluster {
     /// New sends fail with `Closed`; what has been sent is delivered, as far as
     /// anybody receives it; recipients finish what they have begun, and the nodes
     /// that asked read the replies; what they have not begun is handed back to
-    /// be delivered elsewhere; the cluster is told; everything ends. A node alone just stops.
+    /// be delivered elsewhere; the cluster is told; everything ends. A node alone
+    /// just stops.
     ///
     /// # Errors
     ///
