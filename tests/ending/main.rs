@@ -1,31 +1,25 @@
 //! How nodes end, and that nothing is left of them.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod narrow;
 
 use std::{
-    io,
     net::TcpListener,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context as Task, Poll, ready},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use common::*;
 use dchan::{
-    Builder, Cluster, DeliveryError, RegisterError, Runtime, SendError,
-    prelude::*,
-    transport::{BoxFuture, Connection, Listener, Tcp, Transport},
+    Builder, Cluster, DeliveryError, RegisterError, Registration, Runtime, SendError, prelude::*,
 };
 use futures_util::{StreamExt, future::join_all};
+use narrow::Narrow;
 use serde::{Deserialize, Serialize};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Notify, oneshot},
-    time::{Interval, timeout},
+    time::timeout,
 };
 
 #[actix::test]
@@ -189,118 +183,14 @@ impl Handler<Fetch> for Archive {
     }
 }
 
-/// TCP that carries so many bytes every ten milliseconds, each way, over what this
-/// node connects to.
-#[derive(Clone, Debug)]
-struct Narrow(Arc<AtomicUsize>);
-
-impl Narrow {
-    const WIDTH: usize = 20 << 10;
-
-    fn new() -> Self {
-        Self(Arc::new(AtomicUsize::new(Self::WIDTH)))
-    }
-
-    fn set(&self, width: usize) {
-        self.0.store(width, Ordering::Relaxed);
-    }
-}
-
-impl Transport for Narrow {
-    fn listen<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>> {
-        Tcp.listen(addr)
-    }
-
-    fn connect<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Connection>>> {
-        Box::pin(async move {
-            let tcp = Tcp.connect(addr).await?;
-            let (down, up) = (Budget::of(self), Budget::of(self));
-            Ok(Box::new(NarrowConnection { tcp, down, up }) as _)
-        })
-    }
-}
-
-/// How many bytes may go one way now.
-struct Budget {
-    width: Arc<AtomicUsize>,
-    left: usize,
-    refill: Interval,
-}
-
-impl Budget {
-    fn of(narrow: &Narrow) -> Self {
-        Self {
-            width: narrow.0.clone(),
-            left: 0,
-            refill: tokio::time::interval(Duration::from_millis(10)),
-        }
-    }
-
-    fn poll(&mut self, cx: &mut Task<'_>) -> Poll<usize> {
-        while self.left == 0 {
-            let due = ready!(self.refill.poll_tick(cx));
-            // Nothing is saved up while there is little to carry.
-            if due.elapsed() > Duration::from_millis(50) {
-                self.refill.reset();
-            }
-            self.left = self.width.load(Ordering::Relaxed);
-        }
-        Poll::Ready(self.left)
-    }
-}
-
-struct NarrowConnection {
-    tcp: Box<dyn Connection>,
-    down: Budget,
-    up: Budget,
-}
-
-impl AsyncRead for NarrowConnection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Task<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let most = ready!(self.down.poll(cx));
-        let mut bytes = vec![0; most.min(buf.remaining())];
-        let mut part = ReadBuf::new(&mut bytes);
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut part))?;
-        self.down.left -= part.filled().len();
-        buf.put_slice(part.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for NarrowConnection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Task<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let most = ready!(self.up.poll(cx)).min(buf.len());
-        let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, &buf[..most]))?;
-        self.up.left -= written;
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Task<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
-/// Starts a node with an archive.
-async fn with_archive(builder: Builder) -> (Cluster, Archive) {
+/// Starts a node with an archive, which receives until the registration is dropped.
+async fn with_archive(builder: Builder) -> (Cluster, Archive, Registration) {
     let node = builder.start().await.expect("it starts");
     let archive = Archive::default();
     let recipient = archive.clone().start().recipient();
     let registration = node.namespace::<Fetch>("archive").subscribe(recipient);
     registration.ready().await.expect("it is agreed");
-    registration.detach();
-    (node, archive)
+    (node, archive, registration)
 }
 
 #[actix::test]
@@ -309,7 +199,7 @@ async fn a_reply_on_its_way_from_a_node_that_leaves_arrives() {
     let first = builder().transport(Narrow::new()).start().await.unwrap();
     let peer = [first.status().address];
     let patient = builder().drain_timeout(Duration::from_secs(60));
-    let (second, archive) = with_archive(patient.peers(peer)).await;
+    let (second, archive, _registration) = with_archive(patient.peers(peer)).await;
 
     let reply = first.namespace::<Fetch>("archive").send(Fetch);
     archive.asked.notified().await;
@@ -323,12 +213,8 @@ async fn a_reply_on_its_way_from_a_node_that_leaves_arrives() {
 #[actix::test]
 async fn a_shutdown_waits_for_the_handlers_of_who_receives_no_more() {
     let first = builder().start().await.unwrap();
-    let second = builder().peers([first.status().address]).start();
-    let second = second.await.unwrap();
-    let archive = Archive::default();
-    let recipient = archive.clone().start().recipient();
-    let registration = second.namespace::<Fetch>("archive").subscribe(recipient);
-    registration.ready().await.unwrap();
+    let peer = [first.status().address];
+    let (second, archive, registration) = with_archive(builder().peers(peer)).await;
 
     let reply = first.namespace::<Fetch>("archive").send(Fetch);
     archive.asked.notified().await;
@@ -349,7 +235,7 @@ async fn a_shutdown_gives_up_a_reply_that_is_not_read() {
     let first = builder().start().await.unwrap();
     let peer = [first.status().address];
     let hasty = builder().drain_timeout(Duration::from_secs(3));
-    let (second, archive) = with_archive(hasty.peers(peer.clone())).await;
+    let (second, archive, _registration) = with_archive(hasty.peers(peer.clone())).await;
     let narrow = Narrow::new();
     let asking = builder().transport(narrow.clone()).peers(peer);
     let asking = asking.start().await.unwrap();
